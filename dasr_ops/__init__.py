@@ -1,0 +1,23 @@
+"""Fused dynamic convolution for PyTorch, and a complete DASR super-resolution stack on top of it.
+
+``dynamic_conv2d`` and `DynamicConv2d` convolve each image of a batch with its own weighted sum of
+expert kernels. ``dasr_ops.models`` holds the networks, ``dasr_ops.train`` the training.
+"""
+
+from __future__ import annotations
+
+from .backends import backends, use_backend
+from .conv import DynamicConv2d
+from .functional import aggregate_experts, dynamic_conv2d, per_sample_conv2d
+from .version import __version__
+
+
+__all__ = [
+    "DynamicConv2d",
+    "__version__",
+    "aggregate_experts",
+    "backends",
+    "dynamic_conv2d",
+    "per_sample_conv2d",
+    "use_backend",
+]

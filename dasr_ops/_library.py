@@ -1,0 +1,349 @@
+"""Registers the operators with PyTorch: schemas, fake kernels and autograd formulas.
+
+Several libraries carry the same operators: ``dasr_ops`` (CPU and CUDA kernels in C++) and, under
+names of their own, further implementations of them. ``csrc/ops/schemas.h`` repeats `SCHEMAS` for
+the extension; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._arguments import ConvOptions, output_shape
+from .backends import eager
+
+_OPTIONS = (
+    "int[] stride, int[] padding, int[] dilation, int groups, float? negative_slope, "
+    "float residual_scale, int upscale_factor"
+)
+_SWITCHES = "bool deterministic, bool allow_tf32"
+
+# padding is top, bottom, left, right; negative_slope is None without activation, 0 for ReLU.
+# With save_mask the second output of a convolution holds one bit per output element, in memory
+# order: whether the activation's argument was positive. Otherwise it is empty.
+SCHEMAS = {
+    "aggregate_experts": "(Tensor weight, Tensor routing_weights, ScalarType dtype) -> Tensor",
+    "aggregate_experts_backward": (
+        "(Tensor grad_output, Tensor weight, Tensor routing_weights, bool[] output_mask) "
+        "-> (Tensor, Tensor)"
+    ),
+    "dynamic_conv2d": (
+        "(Tensor input, Tensor weight, Tensor routing_weights, Tensor? bias, Tensor? residual, "
+        f"{_OPTIONS}, bool save_mask, {_SWITCHES}) -> (Tensor, Tensor)"
+    ),
+    "dynamic_conv2d_backward": (
+        "(Tensor grad_output, Tensor input, Tensor weight, Tensor routing_weights, Tensor? bias, "
+        f"Tensor? output, Tensor? mask, {_OPTIONS}, bool[] output_mask, {_SWITCHES}) "
+        "-> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "per_sample_conv2d": (
+        "(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, "
+        f"{_OPTIONS}, bool save_mask, {_SWITCHES}) -> (Tensor, Tensor)"
+    ),
+    "per_sample_conv2d_backward": (
+        "(Tensor grad_output, Tensor input, Tensor weight, Tensor? bias, "
+        f"Tensor? output, Tensor? mask, {_OPTIONS}, bool[] output_mask, {_SWITCHES}) "
+        "-> (Tensor, Tensor, Tensor)"
+    ),
+}
+
+
+def needs_mask(options: ConvOptions, has_residual: bool) -> bool:
+    """Whether the backward pass cannot read the activation's sign from the output."""
+    return options.negative_slope is not None and (has_residual or options.negative_slope < 0)
+
+
+def unpack_mask(mask: Tensor, shape: torch.Size, memory_format: torch.memory_format) -> Tensor:
+    """Return the bits of ``mask`` as a bool tensor of the output's ``shape``."""
+    batch, channels, height, width = shape
+    bits = (mask.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device=mask.device)) & 1
+    flat = bits.flatten()[: batch * channels * height * width].to(torch.bool)
+    if memory_format == torch.channels_last:
+        return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return flat.view(shape)
+
+
+class Library:
+    """The operators of one namespace, and differentiable Python functions that call them."""
+
+    def __init__(self, namespace: str, *, define: bool) -> None:
+        self.namespace = namespace
+        if define:
+            self._definitions = torch.library.Library(namespace, "DEF")
+            for name, schema in SCHEMAS.items():
+                self._definitions.define(name + schema)
+        self.ops = getattr(torch.ops, namespace)
+        self._register_aggregate()
+        self._register_convolution("dynamic_conv2d", num_weights=2)
+        self._register_convolution("per_sample_conv2d", num_weights=1)
+
+    def aggregate_experts(
+        self, weight: Tensor, routing_weights: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """Call the operator; see `dasr_ops.aggregate_experts`."""
+        return self.ops.aggregate_experts(weight, routing_weights, dtype)
+
+    def dynamic_conv2d(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        routing_weights: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        options: ConvOptions,
+    ) -> Tensor:
+        """Call the operator; see `dasr_ops.dynamic_conv2d`."""
+        save_mask = _saves_mask(options, residual, (input, weight, routing_weights, bias))
+        switches = _switches(input)
+        return self.ops.dynamic_conv2d(
+            input, weight, routing_weights, bias, residual, *options, save_mask, *switches
+        )[0]
+
+    def per_sample_conv2d(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        options: ConvOptions,
+    ) -> Tensor:
+        """Call the operator; see `dasr_ops.per_sample_conv2d`."""
+        save_mask = _saves_mask(options, residual, (input, weight, bias))
+        switches = _switches(input)
+        return self.ops.per_sample_conv2d(
+            input, weight, bias, residual, *options, save_mask, *switches
+        )[0]
+
+    def _register_aggregate(self) -> None:
+        name = f"{self.namespace}::aggregate_experts"
+        ops = self.ops
+
+        def fake(weight: Tensor, routing_weights: Tensor, dtype: torch.dtype) -> Tensor:
+            return weight.new_empty((routing_weights.shape[0], *weight.shape[1:]), dtype=dtype)
+
+        def fake_backward(
+            grad_output: Tensor,
+            weight: Tensor,
+            routing_weights: Tensor,
+            output_mask: Sequence[bool],
+        ) -> tuple[Tensor, Tensor]:
+            like = (weight, routing_weights)
+            return tuple(
+                t.new_empty(t.shape if wanted else (0,))
+                for t, wanted in zip(like, output_mask, strict=True)
+            )
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+            ctx.save_for_backward(*inputs[:2])
+
+        def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+            weight, routing_weights = ctx.saved_tensors
+            mask = ctx.needs_input_grad[:2]
+            grads = ops.aggregate_experts_backward(grad_output, weight, routing_weights, mask)
+            return (*_masked(grads, mask), None)
+
+        def setup_double(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.save_for_backward(*inputs[:3])
+            ctx.output_mask = inputs[3]
+
+        def double_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+            result = _vector_jacobian(
+                eager.aggregate_experts_backward, ctx.saved_tensors, grads, ctx.output_mask
+            )
+            return (*result, None)
+
+        torch.library.register_fake(name, fake)
+        torch.library.register_fake(name + "_backward", fake_backward)
+        torch.library.register_autograd(name, backward, setup_context=setup_context)
+        torch.library.register_autograd(
+            name + "_backward", double_backward, setup_context=setup_double
+        )
+
+    def _register_convolution(self, op: str, num_weights: int) -> None:
+        # Arguments: input, `num_weights` tensors (experts and routing weights, or per-sample
+        # kernels), bias, residual, then the options, save_mask and the switches.
+        name = f"{self.namespace}::{op}"
+        num_tensors = num_weights + 2  # differentiated by the backward operator
+        num_options = len(ConvOptions._fields)
+        backward_op = getattr(self.ops, op + "_backward")
+
+        def fake(*args: Any) -> tuple[Tensor, Tensor]:
+            input, weight = args[:2]
+            options = ConvOptions(*args[num_tensors + 1 : num_tensors + 1 + num_options])
+            save_mask = args[num_tensors + 1 + num_options]
+            shape = output_shape(input, weight, options)
+            output = torch.empty(
+                shape,
+                dtype=input.dtype,
+                device=input.device,
+                memory_format=eager.memory_format(input),
+            )
+            mask_size = (output.numel() + 7) // 8 if save_mask else 0
+            return output, input.new_empty((mask_size,), dtype=torch.uint8)
+
+        def fake_backward(*args: Any) -> tuple[Tensor, ...]:
+            return _empty_gradients(args[1], args[2 : 1 + num_tensors], args[-3])
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+            tensors = inputs[:num_tensors]
+            residual = inputs[num_tensors]
+            ctx.options = ConvOptions(*inputs[num_tensors + 1 : num_tensors + 1 + num_options])
+            save_mask = inputs[num_tensors + 1 + num_options]
+            ctx.switches = inputs[-2:]
+            ctx.residual_dtype = None if residual is None else residual.dtype
+            reads_output = ctx.options.negative_slope is not None and not save_mask
+            ctx.save_for_backward(
+                *tensors, output[0] if reads_output else None, output[1] if save_mask else None
+            )
+
+        def backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Any, ...]:
+            *tensors, output, mask = ctx.saved_tensors
+            output_mask = ctx.needs_input_grad[:num_tensors]
+            # What the residual adds needs no kernel; the rest of the formula knows only its scale.
+            has_residual = ctx.residual_dtype is not None
+            scale = ctx.options.residual_scale if has_residual else 1.0
+            options = ctx.options._replace(residual_scale=scale)
+            grads: tuple[Any, ...] = (None,) * num_tensors
+            if any(output_mask):
+                grads = _masked(
+                    backward_op(
+                        grad_output, *tensors, output, mask, *options, output_mask, *ctx.switches
+                    ),
+                    output_mask,
+                )
+            grad_residual = None
+            if has_residual and ctx.needs_input_grad[num_tensors]:
+                grad_residual = grad_output.to(ctx.residual_dtype)
+            return (*grads, grad_residual) + (None,) * (num_options + 3)
+
+        def setup_double(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.save_for_backward(*inputs[: num_tensors + 3])
+            start = num_tensors + 3
+            ctx.options = ConvOptions(*inputs[start : start + num_options])
+            ctx.output_mask = inputs[start + num_options]
+
+        def double_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+            *tensors, output, mask = ctx.saved_tensors
+            grad_output = tensors[0]
+            positive = None
+            if ctx.options.negative_slope is not None:
+                positive = (
+                    output > 0
+                    if mask is None
+                    else unpack_mask(mask, grad_output.shape, eager.memory_format(tensors[1]))
+                )
+
+            def formula(*args: Any) -> tuple[Tensor, ...]:
+                return _convolution_backward(op, args, positive, ctx.options)
+
+            result = _vector_jacobian(formula, tensors, grads, ctx.output_mask)
+            return (*result,) + (None,) * (2 + num_options + 3)
+
+        torch.library.register_fake(name, fake)
+        torch.library.register_fake(name + "_backward", fake_backward)
+        torch.library.register_autograd(name, backward, setup_context=setup_context)
+        torch.library.register_autograd(
+            name + "_backward", double_backward, setup_context=setup_double
+        )
+
+
+def _convolution_backward(
+    op: str, args: Sequence[Any], positive: Tensor | None, options: ConvOptions
+) -> tuple[Tensor, ...]:
+    """Differentiable formula of ``<op>_backward``: a gradient for each tensor but the first."""
+    if op == "per_sample_conv2d":
+        grad_output, input, weight, bias = args
+        grad_input, grad_weight, grad_bias = eager.per_sample_conv2d_backward(
+            grad_output, input, weight, positive, True, options
+        )
+        return grad_input, grad_weight.to(weight.dtype), _like(grad_bias, bias)
+    grad_output, input, weight, routing, bias = args
+    mixed = eager.aggregate_experts(weight, routing, input.dtype)
+    grad_input, grad_mixed, grad_mixed_bias = eager.per_sample_conv2d_backward(
+        grad_output, input, mixed, positive, True, options
+    )
+    grad_weight, grad_routing = eager.aggregate_experts_backward(grad_mixed, weight, routing)
+    if bias is None:
+        return grad_input, grad_weight, grad_routing, grad_mixed_bias
+    grad_bias, bias_routing = eager.aggregate_experts_backward(grad_mixed_bias, bias, routing)
+    return grad_input, grad_weight, grad_routing + bias_routing, grad_bias
+
+
+def _vector_jacobian(
+    formula: Callable[..., tuple[Tensor, ...]],
+    tensors: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+    output_mask: Sequence[bool],
+) -> list[Tensor | None]:
+    """Differentiate ``formula`` at ``tensors`` against ``grads`` of the outputs in the mask."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # view_as keeps the graph behind the saved tensors out of the inner differentiation.
+        inputs = [t if t is None else t.view_as(t) for t in tensors]
+        if not create_graph:
+            inputs = [t if t is None else t.detach() for t in inputs]
+        for tensor in inputs:
+            if tensor is not None and not tensor.requires_grad:
+                tensor.requires_grad_()
+        outputs = formula(*inputs)
+    chosen = [
+        (output, grad)
+        for output, grad, wanted in zip(outputs, grads, output_mask, strict=True)
+        if wanted and grad is not None and output.requires_grad
+    ]
+    present = [tensor for tensor in inputs if tensor is not None]
+    if not chosen:
+        return [None] * len(inputs)
+    found = iter(
+        torch.autograd.grad(
+            [output for output, _ in chosen],
+            present,
+            [grad.to(output.dtype) for output, grad in chosen],
+            allow_unused=True,
+            create_graph=create_graph,
+        )
+    )
+    return [None if tensor is None else next(found) for tensor in inputs]
+
+
+def _like(grad: Tensor, tensor: Tensor | None) -> Tensor:
+    return grad if tensor is None else grad.to(tensor.dtype)
+
+
+def _masked(grads: Sequence[Tensor], mask: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    return tuple(grad if wanted else None for grad, wanted in zip(grads, mask, strict=True))
+
+
+def _empty_gradients(
+    input: Tensor, others: Sequence[Tensor | None], output_mask: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    none = input.new_empty((0,))
+    grad_input = torch.empty(
+        input.shape,
+        dtype=input.dtype,
+        device=input.device,
+        memory_format=eager.memory_format(input),
+    )
+    result = [grad_input if output_mask[0] else none]
+    for tensor, wanted in zip(others, output_mask[1:], strict=True):
+        result.append(tensor.new_empty(tensor.shape) if wanted and tensor is not None else none)
+    return tuple(result)
+
+
+def _saves_mask(
+    options: ConvOptions, residual: Tensor | None, tensors: Sequence[Tensor | None]
+) -> bool:
+    return (
+        needs_mask(options, residual is not None)
+        and torch.is_grad_enabled()
+        and any(t is not None and t.requires_grad for t in tensors)
+    )
+
+
+def _switches(input: Tensor) -> tuple[bool, bool]:
+    allow_tf32 = input.is_cuda and torch.backends.cudnn.allow_tf32
+    return torch.are_deterministic_algorithms_enabled(), allow_tf32

@@ -1,0 +1,183 @@
+"""The implementations of the operators, and the choice between them.
+
+A backend is an object with ``aggregate_experts``, ``dynamic_conv2d`` and ``per_sample_conv2d``
+(checked arguments in, tensor out), a ``reason`` why it is not available (None if it is), and
+``refuses(input)``: why it cannot take a call, or None.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._extension import extension
+from .._library import Library
+from . import eager
+
+ENVIRONMENT_VARIABLE = "DASR_OPS_BACKEND"
+
+
+class EagerBackend:
+    """Compositions of ATen operators: every device, every dtype, any order of differentiation."""
+
+    name = "eager"
+    description = "pure PyTorch, every device"
+    reason: str | None = None
+
+    aggregate_experts = staticmethod(eager.aggregate_experts)
+    dynamic_conv2d = staticmethod(eager.dynamic_conv2d)
+    per_sample_conv2d = staticmethod(eager.per_sample_conv2d)
+
+    def refuses(self, input: Tensor) -> str | None:
+        """Return None: everything is accepted."""
+        return None
+
+
+class CpuBackend:
+    """C++ kernels for CPU tensors."""
+
+    name = "cpu"
+    description = "C++ kernels for CPU tensors"
+
+    def __init__(self, library: Library) -> None:
+        self.reason = extension.reason
+        self.aggregate_experts = library.aggregate_experts
+        self.dynamic_conv2d = library.dynamic_conv2d
+        self.per_sample_conv2d = library.per_sample_conv2d
+
+    def refuses(self, input: Tensor) -> str | None:
+        """Return why the tensor cannot be taken, or None."""
+        return None if input.device.type == "cpu" else f"it takes CPU tensors, not {input.device}"
+
+
+class CudaBackend:
+    """CUDA kernels aggregate the experts; the convolution behind them is PyTorch's own."""
+
+    name = "cuda"
+    description = "CUDA C++ kernels"
+
+    def __init__(self, library: Library) -> None:
+        self.reason = _cuda_reason()
+        self.aggregate_experts = library.aggregate_experts
+        self.per_sample_conv2d = staticmethod(eager.per_sample_conv2d).__func__
+
+    def dynamic_conv2d(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        routing_weights: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        options: Any,
+    ) -> Tensor:
+        """Aggregate by our kernel, convolve by PyTorch's."""
+        mixed = self.aggregate_experts(weight, routing_weights, input.dtype)
+        mixed_bias = (
+            None if bias is None else self.aggregate_experts(bias, routing_weights, input.dtype)
+        )
+        return eager.per_sample_conv2d(input, mixed, mixed_bias, residual, options)
+
+    def refuses(self, input: Tensor) -> str | None:
+        """Return why the tensor cannot be taken, or None."""
+        return None if input.device.type == "cuda" else f"it takes CUDA tensors, not {input.device}"
+
+
+def _cuda_reason() -> str | None:
+    if extension.reason is not None:
+        return extension.reason
+    cuda = extension.info.get("cuda")
+    if cuda is None:
+        return "the extension was built without CUDA (no nvcc at build time)"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return "no CUDA device, or its driver does not work with this torch"
+    major, minor = (int(part) for part in cuda.split(".")[:2])
+    driver = extension.cuda_driver_version()
+    if driver is not None and driver // 1000 < major:
+        return (
+            f"the driver supports CUDA {driver // 1000}.{driver % 1000 // 10}, "
+            f"the kernels were built with {major}.{minor}"
+        )
+    return None
+
+
+_library = Library("dasr_ops", define=not extension.loaded)
+_BACKENDS: dict[str, Any] = {
+    backend.name: backend
+    for backend in (CpuBackend(_library), CudaBackend(_library), EagerBackend())
+}
+_ORDER = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "eager")}
+_requested: str | None = os.environ.get(ENVIRONMENT_VARIABLE) or None
+
+
+def backends() -> dict[str, str]:
+    """Report the backends: for each name, what it is, or why it is not available.
+
+    Returns:
+        A dict from name to ``"available: ..."`` or ``"unavailable: <reason>"``.
+    """
+    return {
+        name: (
+            f"available: {backend.description}"
+            if backend.reason is None
+            else f"unavailable: {backend.reason}"
+        )
+        for name, backend in _BACKENDS.items()
+    }
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Run every operator inside the ``with`` block on one backend.
+
+    The environment variable ``DASR_OPS_BACKEND``, read at import, does the same for a process. The
+    choice is one for all threads.
+
+    Args:
+        name: a key of `backends`, or None for the automatic choice by device, dtype and shape.
+
+    Raises:
+        ValueError: there is no backend of that name.
+        RuntimeError: the backend is not available; or, from an operator inside the block, it
+            cannot take the tensors given.
+    """
+    global _requested
+    if name is not None:
+        _requested_backend(name)
+    previous = _requested
+    _requested = name
+    try:
+        yield
+    finally:
+        _requested = previous
+
+
+def choose(op: str, input: Tensor) -> Any:
+    """Return the backend that runs ``op`` on ``input``."""
+    if _requested is not None:
+        backend = _requested_backend(_requested)
+        refusal = backend.refuses(input)
+        if refusal is not None:
+            raise RuntimeError(f"{op}: backend {_requested!r} was asked for, but {refusal}")
+        return backend
+    for name in _ORDER.get(input.device.type, ("eager",)):
+        if _BACKENDS[name].reason is None and _BACKENDS[name].refuses(input) is None:
+            return _BACKENDS[name]
+    return _BACKENDS["eager"]
+
+
+def _requested_backend(name: str) -> Any:
+    if name not in _BACKENDS:
+        raise ValueError(
+            f"backend: expected one of {', '.join(map(repr, _BACKENDS))}, got {name!r}"
+        )
+    backend = _BACKENDS[name]
+    if backend.reason is not None:
+        raise RuntimeError(f"backend {name!r} was asked for, but {backend.reason}")
+    return backend

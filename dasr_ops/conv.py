@@ -1,0 +1,244 @@
+"""`DynamicConv2d`: dynamic convolution as a module."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._arguments import Size2, activation_slope, normalize_padding, pair
+from .functional import dynamic_conv2d
+
+_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+class DynamicConv2d(nn.Module):
+    """A convolution whose kernel is, for each image, a weighted sum of K expert kernels.
+
+    Arguments and defaults are those of `torch.nn.Conv2d`; ``num_experts`` is K, and the keyword
+    arguments behind it are fused into the operator, see `dasr_ops.dynamic_conv2d`. The module is
+    called with an input [B, I, H, W] and routing weights [B, K], which a router computes (see
+    `dasr_ops.routing`) or a network predicts, and returns [B, O/r^2, H'*r, W'*r].
+
+    Each expert is initialised like a `torch.nn.Conv2d` of its own.
+
+    Args:
+        in_channels: I, channels of the input.
+        out_channels: O, channels of the convolution.
+        kernel_size: an int or a pair.
+        stride: an int or a pair.
+        padding: an int, a pair, ``'valid'`` or ``'same'``.
+        dilation: an int or a pair.
+        groups: must divide I and O.
+        bias: whether each expert has a bias [O].
+        num_experts: K.
+        padding_mode: ``'zeros'``, ``'reflect'``, ``'replicate'`` or ``'circular'``.
+        device: of the parameters.
+        dtype: of the parameters.
+        activation: None, ``'relu'`` or ``'leaky_relu'``.
+        negative_slope: of ``'leaky_relu'``.
+        residual_scale: factor of what a ``residual`` given to the call is added to.
+        upscale_factor: r of a pixel shuffle of the result; r^2 must divide O.
+
+    Attributes:
+        weight: expert kernels, [K, O, I/groups, kh, kw].
+        bias: expert biases, [K, O], or None.
+
+    Raises:
+        ValueError: an argument is out of range or does not fit another.
+        TypeError: an argument is of the wrong type.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size2,
+        stride: Size2 = 1,
+        padding: Size2 | str = 0,
+        dilation: Size2 = 1,
+        groups: int = 1,
+        bias: bool = True,
+        num_experts: int = 4,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+        residual_scale: float = 1.0,
+        upscale_factor: int = 1,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        for argument, value in (
+            ("in_channels", in_channels),
+            ("out_channels", out_channels),
+            ("groups", groups),
+            ("num_experts", num_experts),
+            ("upscale_factor", upscale_factor),
+        ):
+            if not isinstance(value, int):
+                raise TypeError(f"{name}: {argument}: expected an int, got {value!r}")
+            if value < 1:
+                raise ValueError(f"{name}: {argument}: expected at least 1, got {value}")
+        for argument, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels % groups != 0:
+                raise ValueError(
+                    f"{name}: {argument}: expected a multiple of groups = {groups}, got {channels}"
+                )
+        if out_channels % (upscale_factor * upscale_factor) != 0:
+            raise ValueError(
+                f"{name}: upscale_factor: its square must divide out_channels = {out_channels}, "
+                f"got {upscale_factor}"
+            )
+        if padding_mode not in _PADDING_MODES:
+            raise ValueError(
+                f"{name}: padding_mode: expected one of {_PADDING_MODES}, got {padding_mode!r}"
+            )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = pair(name, "kernel_size", kernel_size, 1)
+        self.stride = pair(name, "stride", stride, 1)
+        self.dilation = pair(name, "dilation", dilation, 1)
+        pads = normalize_padding(name, padding, self.kernel_size, self.stride, self.dilation)
+        self.padding = padding if isinstance(padding, str) else (pads[0], pads[2])
+        self.groups = groups
+        self.num_experts = num_experts
+        self.padding_mode = padding_mode
+        self.activation = activation
+        self.negative_slope = negative_slope
+        self.residual_scale = residual_scale
+        self.upscale_factor = upscale_factor
+        activation_slope(name, activation, negative_slope)
+        # F.pad takes left, right, top, bottom.
+        self._pads = (pads[2], pads[3], pads[0], pads[1])
+        factory = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(
+            torch.empty(
+                (num_experts, out_channels, in_channels // groups, *self.kernel_size), **factory
+            )
+        )
+        if bias:
+            self.bias = nn.Parameter(torch.empty((num_experts, out_channels), **factory))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise every expert as `torch.nn.Conv2d` initialises its kernel and bias."""
+        for expert in self.weight:
+            nn.init.kaiming_uniform_(expert, a=math.sqrt(5))
+        if self.bias is not None:
+            fan_in = self.weight[0, 0].numel()
+            bound = 1 / math.sqrt(fan_in)
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    @classmethod
+    def from_conv2d(cls, conv: nn.Conv2d, num_experts: int = 4, **fused: Any) -> DynamicConv2d:
+        """Start from a static layer: every expert is a copy of it.
+
+        With routing weights that sum to 1 the result computes what ``conv`` does. Experts that are
+        equal get different gradients, and part, only where routing weights differ between images.
+
+        Args:
+            conv: the layer to copy; its parameters are not shared.
+            num_experts: K.
+            **fused: ``activation``, ``negative_slope``, ``residual_scale``, ``upscale_factor``.
+
+        Returns:
+            A module in the training mode of ``conv``, on its device, in its dtype.
+
+        Raises:
+            TypeError: ``conv`` is not a `torch.nn.Conv2d`, or is lazy and not yet initialised.
+        """
+        if not isinstance(conv, nn.Conv2d) or isinstance(conv.weight, nn.UninitializedParameter):
+            raise TypeError(
+                f"from_conv2d: conv: expected an initialised torch.nn.Conv2d, got {conv!r}"
+            )
+        layer = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            num_experts,
+            conv.padding_mode,
+            conv.weight.device,
+            conv.weight.dtype,
+            **fused,
+        )
+        with torch.no_grad():
+            layer.weight.copy_(conv.weight.unsqueeze(0).expand_as(layer.weight))
+            if layer.bias is not None:
+                layer.bias.copy_(conv.bias.unsqueeze(0).expand_as(layer.bias))
+        return layer.train(conv.training)
+
+    def forward(
+        self, input: Tensor, routing_weights: Tensor, residual: Tensor | None = None
+    ) -> Tensor:
+        """Convolve ``input`` [B, I, H, W] with experts mixed by ``routing_weights`` [B, K].
+
+        Args:
+            input: images, [B, I, H, W].
+            routing_weights: [B, K].
+            residual: of the result's shape; ``residual + residual_scale * result`` is returned.
+
+        Returns:
+            [B, O/r^2, H'*r, W'*r].
+        """
+        padding: Size2 | str = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._pads, mode=self.padding_mode)
+            padding = 0
+        return dynamic_conv2d(
+            input,
+            self.weight,
+            routing_weights,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            residual=residual,
+            residual_scale=self.residual_scale,
+            upscale_factor=self.upscale_factor,
+        )
+
+    def extra_repr(self) -> str:
+        """Describe the layer in the manner of `torch.nn.Conv2d`."""
+        parts = [
+            f"{self.in_channels}, {self.out_channels}",
+            f"kernel_size={self.kernel_size}",
+            f"stride={self.stride}",
+            f"num_experts={self.num_experts}",
+        ]
+        defaults = {
+            "padding": (0, 0),
+            "dilation": (1, 1),
+            "groups": 1,
+            "padding_mode": "zeros",
+            "activation": None,
+            "residual_scale": 1.0,
+            "upscale_factor": 1,
+        }
+        parts += [
+            f"{name}={getattr(self, name)!r}"
+            for name, default in defaults.items()
+            if getattr(self, name) != default
+        ]
+        if self.activation == "leaky_relu":
+            parts.append(f"negative_slope={self.negative_slope}")
+        if self.bias is None:
+            parts.append("bias=False")
+        return ", ".join(parts)
