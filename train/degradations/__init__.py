@@ -1,0 +1,32 @@
+"""Degradation synthesis: draw (`sample`), degrade (`apply`), label (`labels`), read (`decode`)."""
+
+from .labels import LAYOUT, NUM_LABELS, SCHEMES, Decoded, DecodedStage, decode, labels
+from .levels import LEVELS, NO_JPEG, TRAINING_MIX, Level, Sinc, Stage
+from .params import DegradationParams, StageParams
+from .pipeline import apply, degrade
+from .resize import RESIZE_MODES
+from .sampler import sample
+from .sharpen import usm_sharpen
+
+__all__ = [
+    "LAYOUT",
+    "LEVELS",
+    "NO_JPEG",
+    "NUM_LABELS",
+    "RESIZE_MODES",
+    "SCHEMES",
+    "TRAINING_MIX",
+    "Decoded",
+    "DecodedStage",
+    "DegradationParams",
+    "Level",
+    "Sinc",
+    "Stage",
+    "StageParams",
+    "apply",
+    "decode",
+    "degrade",
+    "labels",
+    "sample",
+    "usm_sharpen",
+]
