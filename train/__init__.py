@@ -1,0 +1,1 @@
+"""Training: photographs, degradation synthesis, data, metrics."""
