@@ -1,0 +1,72 @@
+// What kernels share: launches, shared memory, and the choice between nvcc and the emulation.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#ifdef DASR_EMULATION
+#include "../emulation/emulation.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+namespace dasr {
+
+template <class T>
+using shared_t = T;
+
+// DASR_SHARED(tile, float[4][32]); declares a static array in shared memory,
+// DASR_DYNAMIC_SHARED(memory); names the dynamic part, an array of bytes aligned to 128.
+#ifdef DASR_EMULATION
+#define DASR_SHARED(name, ...) auto& name = ::dasr::emulation::static_shared<__VA_ARGS__>([] {})
+#define DASR_DYNAMIC_SHARED(name) \
+  unsigned char* const name = ::dasr::emulation::machine.shared.dynamic()
+#else
+#define DASR_SHARED(name, ...) __shared__::dasr::shared_t<__VA_ARGS__> name
+#define DASR_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+#endif
+
+// kN elements that one instruction loads or stores (two for 32 bytes); the address must be aligned.
+template <class T, int kN>
+struct alignas(sizeof(T) * kN < 16 ? sizeof(T) * kN : 16) Pack {
+  T values[kN];
+};
+
+template <class T, int kN>
+__device__ __forceinline__ Pack<T, kN> load_pack(const T* address) {
+#ifdef DASR_EMULATION
+  emulation::check_aligned(address, alignof(Pack<T, kN>), "vector load");
+#endif
+  return *reinterpret_cast<const Pack<T, kN>*>(address);
+}
+
+template <class T, int kN>
+__device__ __forceinline__ void store_pack(T* address, const Pack<T, kN>& pack) {
+#ifdef DASR_EMULATION
+  emulation::check_aligned(address, alignof(Pack<T, kN>), "vector store");
+#endif
+  *reinterpret_cast<Pack<T, kN>*>(address) = pack;
+}
+
+// Starts kernel(arguments...) and returns the error of the launch itself.
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                   [[maybe_unused]] cudaStream_t stream, Arguments&&... arguments) {
+#ifdef DASR_EMULATION
+  return emulation::launch(kernel, grid, block, shared_bytes,
+                           std::forward<Arguments>(arguments)...);
+#else
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+#endif
+}
+
+}  // namespace dasr
