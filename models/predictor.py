@@ -1,0 +1,195 @@
+"""The degradation predictor P of DASR: what happened to an image, and how to mix the experts.
+
+Liang, Zeng, Zhang, "Efficient and Degradation-Adaptive Network for Real-World Image
+Super-Resolution", ECCV 2022.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ._checks import check_images, check_positive_int, check_rows, kaiming_normal_
+
+_SLOPE = 0.2
+_HIDDEN = 15
+
+
+class Prediction(NamedTuple):
+    """What P says about a batch of B images."""
+
+    v: Tensor
+    """Degradation vectors, [B, num_params]; each entry is trained on 0..1."""
+    weights: Tensor
+    """Mixing weights of the K experts, [B, K]; any real numbers."""
+
+
+class Degradation_Predictor(nn.Module):
+    """P: six 5x5 convolutions, global average pooling to v, two linear layers to mixing weights.
+
+    Args:
+        in_nc: channels of the input.
+        nf: channels of the features.
+        num_params: length of v, 33 in DASR.
+        num_networks: K, the number of experts.
+
+    Attributes:
+        config: the arguments above by name.
+
+    Raises:
+        TypeError: an argument is not an int.
+        ValueError: an argument is out of range.
+    """
+
+    halo = 16
+    """LR pixels around a pixel that the feature at it depends on."""
+    stride = 2
+    """LR pixels from one feature to the next."""
+
+    def __init__(
+        self, in_nc: int = 3, nf: int = 64, num_params: int = 33, num_networks: int = 5
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "in_nc": in_nc,
+            "nf": nf,
+            "num_params": num_params,
+            "num_networks": num_networks,
+        }
+        for name, value in self.config.items():
+            check_positive_int(type(self).__name__, name, value)
+        layers: list[nn.Module] = []
+        channels = (in_nc, nf, nf, nf, nf, nf, num_params)
+        for index in range(6):
+            stride = self.stride if index == 3 else 1
+            layers.append(
+                nn.Conv2d(channels[index], channels[index + 1], 5, stride=stride, padding=2)
+            )
+            layers.append(nn.LeakyReLU(_SLOPE, inplace=True))
+        self.ConvNet = nn.Sequential(*layers)
+        self.MappingNet = nn.Sequential(
+            nn.Linear(num_params, _HIDDEN), nn.Linear(_HIDDEN, num_networks)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise so that mixing weights sum to 1 for every image and yet differ between images.
+
+        The rows of the last layer are random minus their mean over the K experts and its bias is
+        1/K: whatever its input, the sum of its outputs is 1. A dynamic network that starts from a
+        static one then computes what that one does, and its experts part in the first step.
+        """
+        for layer in self.ConvNet:
+            if isinstance(layer, nn.Conv2d):
+                kaiming_normal_(layer.weight, _SLOPE)
+                nn.init.zeros_(layer.bias)
+        first, last = self.MappingNet
+        first.reset_parameters()
+        nn.init.kaiming_uniform_(last.weight, a=math.sqrt(5))
+        with torch.no_grad():
+            last.weight.sub_(last.weight.mean(0, keepdim=True))
+            last.bias.fill_(1 / self.config["num_networks"])
+
+    def forward(self, input: Tensor) -> Prediction:
+        """Predict degradation and mixing weights.
+
+        Args:
+            input: [B, in_nc, H, W], 0..1, any size.
+
+        Returns:
+            v [B, num_params] and mixing weights [B, K], of the type of ``input``.
+
+        Raises:
+            TypeError: ``input`` is not a floating-point tensor.
+            ValueError: its shape does not fit.
+        """
+        check_images("Degradation_Predictor", "input", input, self.config["in_nc"])
+        return self._predict(self.ConvNet(input).mean((2, 3)))
+
+    def mix(self, v: Tensor) -> Tensor:
+        """Map degradation vectors to mixing weights.
+
+        Args:
+            v: [B, num_params].
+
+        Returns:
+            [B, K].
+
+        Raises:
+            TypeError: ``v`` is not a floating-point tensor.
+            ValueError: its shape does not fit.
+        """
+        batch = v.shape[0] if isinstance(v, Tensor) and v.dim() else 0
+        check_rows("Degradation_Predictor", "v", v, batch, self.config["num_params"])
+        return self.MappingNet(v)
+
+    def predict_in_strips(self, input: Tensor, max_pixels: int = 1 << 20) -> Prediction:
+        """Predict as `forward` does, to float rounding, in bounded memory.
+
+        The average that v consists of runs over the whole image, so an image of 24 megapixels would
+        need several features maps of 6 GB. Here strips are cut with the context that their features
+        depend on and aligned to the stride, and the sums of their features are added up.
+
+        Args:
+            input: [B, in_nc, H, W], 0..1, any size.
+            max_pixels: pixels of an image that are processed at a time, context included. Strips
+                that would become too thin are cut into blocks of at least 64x64 pixels.
+
+        Returns:
+            v [B, num_params] and mixing weights [B, K], of the type of ``input``.
+
+        Raises:
+            TypeError: ``input`` is not a floating-point tensor, or ``max_pixels`` not an int.
+            ValueError: the shape does not fit, or ``max_pixels`` is less than 1.
+        """
+        check_images("predict_in_strips", "input", input, self.config["in_nc"])
+        check_positive_int("predict_in_strips", "max_pixels", max_pixels)
+        height, width = input.shape[2:]
+        if height * width <= max_pixels:
+            return self(input)
+        sums: Tensor | float = 0.0
+        for rows, columns in self._blocks(height, width, max_pixels):
+            top, bottom = max(rows.start - self.halo, 0), min(rows.stop + self.halo, height)
+            left, right = max(columns.start - self.halo, 0), min(columns.stop + self.halo, width)
+            features = self.ConvNet(input[:, :, top:bottom, left:right])
+            kept_rows = _features(rows, top, self.stride)
+            kept_columns = _features(columns, left, self.stride)
+            kept = features[:, :, kept_rows, kept_columns]
+            sums = sums + kept.sum((2, 3), dtype=_sum_dtype(kept))
+        count = -(-height // self.stride) * -(-width // self.stride)
+        return self._predict((sums / count).to(input.dtype))
+
+    def _predict(self, v: Tensor) -> Prediction:
+        return Prediction(v, self.MappingNet(v))
+
+    def _blocks(self, height: int, width: int, max_pixels: int) -> Iterator[tuple[range, range]]:
+        """Cut the image into ranges of rows and columns that begin at multiples of the stride."""
+        smallest = 64
+        rows = max(max_pixels // width, smallest)
+        columns = width if rows * width <= max_pixels else max(max_pixels // rows, smallest)
+        for y in _steps(height, rows, self.halo, self.stride):
+            for x in _steps(width, columns, self.halo, self.stride):
+                yield y, x
+
+
+def _steps(size: int, length: int, halo: int, stride: int) -> Iterator[range]:
+    """Cut ``size`` so that no piece is longer than ``length`` with its halo on both sides."""
+    if size <= length:
+        yield range(size)
+        return
+    step = (length - 2 * halo) // stride * stride
+    for start in range(0, size, step):
+        yield range(start, min(start + step, size))
+
+
+def _features(pixels: range, origin: int, stride: int) -> slice:
+    """Return the features of a block beginning at ``origin`` that belong to ``pixels``."""
+    return slice((pixels.start - origin) // stride, -(-(pixels.stop - origin) // stride))
+
+
+def _sum_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
