@@ -11,7 +11,6 @@ from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
 _CANDIDATES = 8  # crops tried for one patch before the most detailed one is taken
-_PICTURES = 100  # pictures tried for one patch before the folder counts as unreadable
 
 
 def read_rgb(path: Path) -> np.ndarray:
@@ -90,7 +89,7 @@ class PatchDataset(Dataset):
         # Shared, so that workers that outlive an epoch see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
-        known = Image.registered_extensions()
+        known = {ext for ext, kind in Image.registered_extensions().items() if kind in Image.OPEN}
         self.paths = sorted(
             path
             for path in self.root.rglob("*")
@@ -163,18 +162,19 @@ class PatchDataset(Dataset):
 
         Raises:
             IndexError: out of range.
-            RuntimeError: a hundred pictures in a row could not be read.
+            RuntimeError: no picture can be read any more.
         """
         if not 0 <= index < self.length:
             raise IndexError(f"index: expected 0..{self.length - 1}, got {index}")
         rng = np.random.default_rng([self.seed, self.epoch, index])
-        for _ in range(_PICTURES):
-            # Drawn among all files, so that a failure does not shift the draws of other patches.
-            picture = self._picture(self.paths[rng.integers(len(self.paths))])
+        # Drawn among all files, so that a failure does not shift the draws of other patches.
+        start = int(rng.integers(len(self.paths)))
+        for offset in range(len(self.paths)):
+            picture = self._picture(self.paths[(start + offset) % len(self.paths)])
             if picture is not None:
                 break
         else:
-            raise RuntimeError(f"no readable picture in {_PICTURES} draws from {self.root}")
+            raise RuntimeError(f"no picture in {self.root} can be read any more")
         patch = self._crop(picture, rng)
         if self.flip and rng.random() < 0.5:
             patch = patch[:, ::-1]
