@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from .checkpoint import (
+    CheckpointError,
+    convert,
+    load_dasr,
+    load_srresnet,
+    read_metadata,
+    read_state_dict,
+    save_dasr,
+)
 from .dasr import DASR
 from .discriminator import UNetDiscriminatorSN
 from .generator import MSRResNetDynamic, SRResNet
@@ -9,9 +18,16 @@ from .predictor import Degradation_Predictor, Prediction
 
 __all__ = [
     "DASR",
+    "CheckpointError",
     "Degradation_Predictor",
     "MSRResNetDynamic",
     "Prediction",
     "SRResNet",
     "UNetDiscriminatorSN",
+    "convert",
+    "load_dasr",
+    "load_srresnet",
+    "read_metadata",
+    "read_state_dict",
+    "save_dasr",
 ]

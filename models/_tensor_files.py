@@ -1,0 +1,106 @@
+"""Reading tensors from files that may be missing, broken, foreign or hostile."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PTH_SUFFIXES = (".pth", ".pt", ".ckpt")
+"""File names that are read and written by torch.load and torch.save."""
+
+StrPath = str | os.PathLike[str]
+_NESTED = ("params_ema", "params")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message is one line and names the file."""
+
+
+def read_state_dict(path: StrPath) -> dict[str, Tensor]:
+    """Read the tensors of a file.
+
+    Args:
+        path: ``.safetensors``, or ``.pth`` / ``.pt`` / ``.ckpt``: a flat dict, or one below
+            ``params_ema`` (preferred) or ``params``, with or without a ``module.`` prefix. It is
+            loaded with ``weights_only=True``, so no code in it runs.
+
+    Returns:
+        Tensors on the CPU, in memory of their own; floating-point ones as float32.
+
+    Raises:
+        CheckpointError: the file is missing, of another kind, or broken.
+    """
+    path = Path(path)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
+    for key in _NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{path}: expected a dict of tensors")
+    state = {}
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(
+                f"{path}: expected a dict of tensors, or one below 'params' or 'params_ema', "
+                f"found {type(tensor).__name__} at {name!r}"
+            )
+        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        state[name.removeprefix("module.")] = tensor.to(dtype, copy=True)
+    return state
+
+
+def read_metadata(path: StrPath) -> dict[str, str]:
+    """Return the metadata of a ``.safetensors`` file, as it stands there.
+
+    Raises:
+        CheckpointError: the file is missing or broken.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: {one_line(error)}") from None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: {one_line(error)}") from None
+
+
+def _read_pth(path: Path) -> Any:
+    if path.suffix not in PTH_SUFFIXES:
+        raise CheckpointError(
+            f"{path}: expected a name that ends in .safetensors or {' or '.join(PTH_SUFFIXES)}"
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: {one_line(error)}") from None
+    except Exception as error:  # unpickling broken data raises anything
+        reason = one_line(error)
+        if "weights_only" in str(error).lower():
+            reason = "it holds other objects than tensors and containers, or is no checkpoint"
+        raise CheckpointError(f"{path}: not a readable .pth file: {reason}") from None
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an exception says in one line of at most 200 characters."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:200] or type(error).__name__
