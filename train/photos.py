@@ -203,9 +203,9 @@ def prepare(data: bytes, shrink: int) -> Image.Image:
     if shrink == 1:
         return picture
     width, height = picture.width // shrink, picture.height // shrink
-    # The box leaves out the last row or column where the side is no multiple.
-    box = (0, 0, width * shrink, height * shrink)
-    return picture.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    # The last rows or columns go where the side is no multiple.
+    even = picture.crop((0, 0, width * shrink, height * shrink))
+    return even.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _finished(target: Path, photo: Photo) -> bool:
@@ -308,7 +308,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--packages", type=Path, help="folder with .deb / .whl files to use")
     parser.add_argument("--split", choices=SPLITS, action="append", help="default: both")
     args = parser.parse_args(argv)
-    result = fetch(args.dest, local=args.packages, splits=args.split or SPLITS)
+    splits = args.split or SPLITS
+    result = fetch(args.dest, local=args.packages, splits=splits, manifest=MANIFEST)
     for reason in sorted({entry.split(": ", 1)[1] for entry in result["failed"]}):
         print(reason, file=sys.stderr)
     counts = {key: len(value) for key, value in result.items()}
