@@ -196,9 +196,8 @@ class FusedCondConv2d(nn.Module):
         pads: list[int] = []
         for axis in (1, 0):  # F.pad takes left, right, top, bottom.
             size, stride = x.shape[2 + axis], self.stride[axis]
-            covered = (-(-size // stride) - 1) * stride
-            covered += self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
-            total = torch.sym_max(covered - size, 0)
+            extent = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+            total = torch.sym_max((size - 1) // stride * stride + extent - size, 0)
             pads += [total // 2, total - total // 2]
         return F.pad(x, pads)
 
