@@ -1,0 +1,93 @@
+// Fused dynamic 3x3 convolution on the CPU: fp32, stride 1, dilation 1, groups 1. Free of PyTorch.
+//
+//   c[b] = conv3x3(input[b], sum_k routing[b,k] weight[k]) + sum_k routing[b,k] bias[k]
+//   output = residual + residual_scale * act(pixel_shuffle(c, upscale_factor))
+//
+// Legal: every size >= 0, paddings >= 0, any strides, upscale_factor >= 1 whose square divides
+// out_channels, and a padded input of at least 3x3 (conv3x3_supported tells). Results do not depend
+// on the number of threads. The only exception thrown is std::bad_alloc.
+#pragma once
+
+#include <cstdint>
+
+namespace dasr_ops {
+namespace cpu {
+
+// How the caller's threads are reached. parallel_for splits [begin, end) into ranges of at least
+// `grain`, calls fn(range begin, range end, ctx) for each, and returns when all have returned;
+// fn does not throw. A null parallel_for means one thread.
+struct ThreadPool {
+  int num_threads = 1;
+  void (*parallel_for)(int64_t begin, int64_t end, int64_t grain,
+                       void (*fn)(int64_t begin, int64_t end, void* ctx), void* ctx) = nullptr;
+};
+
+// Dense layouts of what the kernels write.
+enum class Layout { kNCHW, kNHWC };
+
+enum class Activation { kNone, kLeakyRelu };
+
+// B batch, I input channels, O output channels of the convolution, K experts, r upscale factor,
+// H' = H + pad_top + pad_bottom - 2, W' = W + pad_left + pad_right - 2, C = O / (r * r).
+// Strides are in elements and in the order batch, channel, row, column.
+struct Conv3x3Params {
+  int64_t batch = 0;
+  int64_t in_channels = 0;
+  int64_t out_channels = 0;
+  int64_t height = 0;
+  int64_t width = 0;
+  int64_t experts = 0;  // 0: weight and bias already hold one kernel per sample, no routing
+  int64_t pad_top = 0;
+  int64_t pad_bottom = 0;
+  int64_t pad_left = 0;
+  int64_t pad_right = 0;
+  int64_t upscale_factor = 1;
+  Activation activation = Activation::kNone;
+  float negative_slope = 0.0f;  // of kLeakyRelu; 0 is ReLU
+  float residual_scale = 1.0f;  // applies without a residual too
+  bool precise = false;         // F(2x2,3x3), as exact as a direct convolution, not F(4x4,3x3)
+  Layout output_layout = Layout::kNCHW;
+
+  // inputs
+  const float* input = nullptr;  // [B, I, H, W]; a channel or column stride of 1 is fast
+  int64_t input_strides[4] = {};
+  const float* weight = nullptr;    // [K, O, I, 3, 3], or [B, O, I, 3, 3] without experts
+  const float* routing = nullptr;   // [B, K]; experts of weight exactly 0 are not read
+  const float* bias = nullptr;      // [K, O], or [B, O] without experts; null: none
+  const float* residual = nullptr;  // [B, C, H'r, W'r]; null: none
+  int64_t residual_strides[4] = {};
+
+  // outputs
+  float* output = nullptr;       // [B, C, H'r, W'r], dense in output_layout
+  uint8_t* sign_mask = nullptr;  // [ceil(numel(output) / 8)]; null: not wanted. Bit i % 8 of byte
+                                 // i / 8: the value before the activation of the i-th element
+                                 // of output, in memory order, is > 0
+};
+
+// output, residual and sign_mask of the base are not used. With an activation, its derivative
+// comes from saved_output (legal without residual, residual_scale > 0 and slope >= 0) or from
+// saved_sign_mask; one of the two is required. output_layout is the layout of these two.
+// Each result is computed only if its pointer is not null.
+struct Conv3x3BackwardParams : Conv3x3Params {
+  // inputs
+  const float* grad_output = nullptr;  // [B, C, H'r, W'r]; fast in the strides of the output
+  int64_t grad_output_strides[4] = {};
+  const float* saved_output = nullptr;       // [B, C, H'r, W'r], dense in output_layout
+  const uint8_t* saved_sign_mask = nullptr;  // as written by the forward
+
+  // outputs
+  float* grad_input = nullptr;  // [B, I, H, W], dense in grad_input_layout
+  Layout grad_input_layout = Layout::kNCHW;
+  float* grad_weight = nullptr;   // shape of weight
+  float* grad_routing = nullptr;  // [B, K]; includes the bias term if bias is not null
+  float* grad_bias = nullptr;     // shape of bias
+};
+
+bool conv3x3_supported(const Conv3x3Params& params);
+
+void conv3x3_forward(const Conv3x3Params& params, const ThreadPool& pool);
+
+void conv3x3_backward(const Conv3x3BackwardParams& params, const ThreadPool& pool);
+
+}  // namespace cpu
+}  // namespace dasr_ops

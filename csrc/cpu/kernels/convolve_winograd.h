@@ -1,0 +1,187 @@
+// Winograd convolution: per block of tiles, transform, multiply, transform back and store.
+#pragma once
+
+#include "convolve.h"
+#include "winograd.h"
+
+namespace dasr_ops {
+namespace cpu {
+namespace DASR_OPS_ISA {
+
+// Transformed kernels, [panel][point][c][columns of the panel]: points are padded by a cache line
+// so that they do not compete for the same sets of the cache.
+struct WinogradPanels {
+  int64_t points;
+  int64_t depth;
+  Panels panels;
+
+  int64_t offset(int64_t p) const {
+    return points * (depth * panels.first_vec(p) * kLanes + p * kAlign);
+  }
+  int64_t point_stride(int64_t p) const { return depth * panels.num_vecs(p) * kLanes + kAlign; }
+  int64_t floats() const { return offset(panels.count); }
+  // Where vector v of row c lies for point 0.
+  int64_t at(int64_t c, int64_t v, int64_t* stride) const {
+    const int64_t p = ((v + 1) * panels.count - 1) / panels.vecs;
+    *stride = point_stride(p);
+    return offset(p) + (c * panels.num_vecs(p) + v - panels.first_vec(p)) * kLanes;
+  }
+};
+
+// Transformed tiles: [tile][point][channels].
+DASR_OPS_INLINE int64_t tile_stride(int64_t points, int64_t channels) {
+  return points * channels + kAlign;
+}
+
+// Tiles of a block such that its transformed input stays in the second-level cache.
+DASR_OPS_INLINE int64_t tiles_per_block(int64_t points, int64_t channels) {
+  const int64_t fit = (400 << 10) / (4 * points * round_up(channels, kLanes));
+  return max_of(12, min_of(fit, 36 * 48 / points));
+}
+
+template <typename W>
+DASR_OPS_INLINE void transform_input(const float* src, int64_t row, int64_t col, float* dst,
+                                     int64_t point) {
+  transform_square<W::kIn, W::kIn, W::input>(
+      [&](int i, int j) { return load(src + i * row + j * col); },
+      [&](int i, int j, vf v) { store(dst + (i * W::kIn + j) * point, v); });
+}
+
+// src[row][col][ld] -> dst[tile][point][ld], tiles in rows of tw. A source in memory in NHWC can
+// be read in place where nothing is padded.
+template <typename W>
+static void transform_tiles(const float* src, int64_t row, int64_t col, int64_t channels,
+                            int64_t th, int64_t tw, float* dst) {
+  const int64_t stride = tile_stride(W::kIn * W::kIn, channels);
+  for (int64_t ty = 0; ty < th; ++ty) {
+    for (int64_t tx = 0; tx < tw; ++tx) {
+      const float* tile = src + ty * W::kOut * row + tx * W::kOut * col;
+      for (int64_t c = 0; c < channels; c += kLanes) {
+        transform_input<W>(tile + c, row, col, dst + c, channels);
+      }
+      dst += stride;
+    }
+  }
+}
+
+// Reads a block's input with its halo and transforms it.
+template <typename W>
+static void transform_block(const Source& s, int64_t b, const Window& w, int64_t th, int64_t tw,
+                            float* patch, float* dst) {
+  const int64_t channels = round_up(s.channels, kLanes);
+  const bool inside = w.y >= 0 && w.x >= 0 && w.y + w.rows <= s.height && w.x + w.cols <= s.width;
+  if (inside && s.access == Access::kRows && s.map.r == 1 && !s.gated && channels == s.channels) {
+    const float* src = s.data + b * s.strides.b + w.y * s.strides.y + w.x * s.strides.x;
+    return transform_tiles<W>(src, s.strides.y, s.strides.x, channels, th, tw, dst);
+  }
+  load_patch(s, b, w, 0, s.channels, patch, channels);
+  transform_tiles<W>(patch, w.cols * channels, channels, channels, th, tw, dst);
+}
+
+template <typename W>
+struct WinogradConv {
+  static constexpr int64_t kPoints = W::kIn * W::kIn;
+
+  static Blocking blocking(const ConvJob& job) {
+    return {job.dst.height, job.dst.width, W::kOut, tiles_per_block(kPoints, job.in()),
+            64 / W::kOut};
+  }
+
+  static WinogradPanels layout(const ConvJob& job) {
+    return {kPoints, job.in(), panels_of(job.out())};
+  }
+
+  static int64_t kernel_floats(const ConvJob& job) { return layout(job).floats(); }
+
+  static void emit(const ConvJob& job, float* kernels, int64_t c, int64_t v, const vf* taps) {
+    int64_t stride;
+    float* dst = kernels + layout(job).at(c, v, &stride);
+    transform_square<3, W::kIn, W::kernel>(
+        [&](int i, int j) { return taps[i * 3 + j]; },
+        [&](int i, int j, vf u) { store(dst + (i * W::kIn + j) * stride, u); });
+  }
+
+  struct Buffers {
+    float* patch;  // then the block's results
+    float* input;
+    float* product;
+    float* sink;
+    int64_t floats;
+  };
+
+  static Buffers cut(const ConvJob& job, int64_t th, int64_t tw, float* scratch) {
+    const int64_t channels = round_up(job.in(), kLanes);
+    const int64_t rows = th * W::kOut;
+    const int64_t cols = tw * W::kOut;
+    const int64_t panel = kMaxPanelVecs * kLanes;
+    Cutter cutter{scratch};
+    Buffers buf;
+    buf.patch = cutter.take(max_of((rows + 2) * (cols + 2) * channels, rows * cols * panel));
+    buf.input = cutter.take(th * tw * tile_stride(kPoints, channels));
+    buf.product = cutter.take(th * tw * tile_stride(kPoints, panel));
+    buf.sink = cutter.take(kSinkScratch);
+    buf.floats = cutter.used;
+    return buf;
+  }
+
+  static int64_t scratch_floats(const ConvJob& job, const Blocking& blocking) {
+    return cut(job, blocking.th, blocking.tw, nullptr).floats;
+  }
+
+  static void run(const ConvJob& job, const Block& block, const float* kernels, const float* bias,
+                  float* scratch) {
+    const int64_t th = ceil_div(block.rows, W::kOut);
+    const int64_t tw = ceil_div(block.cols, W::kOut);
+    const int64_t rows = th * W::kOut;
+    const int64_t cols = tw * W::kOut;
+    const Buffers buf = cut(job, th, tw, scratch);
+    const Window window{block.y - job.pad_y, block.x - job.pad_x, rows + 2, cols + 2};
+    transform_block<W>(job.src, block.b, window, th, tw, buf.patch, buf.input);
+
+    const int64_t channels = round_up(job.in(), kLanes);
+    const WinogradPanels kernel_layout = layout(job);
+    for (int64_t p = 0; p < kernel_layout.panels.count; ++p) {
+      const int64_t vecs = kernel_layout.panels.num_vecs(p);
+      const int64_t first = kernel_layout.panels.first_vec(p) * kLanes;
+      const int64_t ld = vecs * kLanes;
+      Gemm g;
+      g.rows = th * tw;
+      g.cols = vecs;
+      g.depth = job.in();
+      g.a_row = tile_stride(kPoints, channels);
+      g.a_depth = 1;
+      g.b_depth = ld;
+      g.c_row = tile_stride(kPoints, ld);
+      for (int64_t i = 0; i < kPoints; ++i) {
+        g.a = buf.input + i * channels;
+        g.b = kernels + kernel_layout.offset(p) + i * kernel_layout.point_stride(p);
+        g.c = buf.product + i * ld;
+        gemm(g);
+      }
+      transform_output(buf.product, th, tw, ld, bias + first, buf.patch);
+      store_block(job.dst, block, first, min_of(first + ld, job.out()), buf.patch, cols * ld, ld,
+                  buf.sink);
+    }
+  }
+
+  static void transform_output(const float* product, int64_t th, int64_t tw, int64_t ld,
+                               const float* bias, float* dst) {
+    const int64_t row = tw * W::kOut * ld;
+    for (int64_t ty = 0; ty < th; ++ty) {
+      for (int64_t tx = 0; tx < tw; ++tx) {
+        float* tile = dst + ty * W::kOut * row + tx * W::kOut * ld;
+        for (int64_t n = 0; n < ld; n += kLanes) {
+          const vf shift = load(bias + n);
+          transform_square<W::kIn, W::kOut, W::output>(
+              [&](int i, int j) { return load(product + (i * W::kIn + j) * ld + n); },
+              [&](int i, int j, vf v) { store(tile + i * row + j * ld + n, v + shift); });
+        }
+        product += tile_stride(kPoints, ld);
+      }
+    }
+  }
+};
+
+}  // namespace DASR_OPS_ISA
+}  // namespace cpu
+}  // namespace dasr_ops

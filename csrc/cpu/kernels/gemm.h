@@ -1,0 +1,125 @@
+// Register-blocked matrix product. C[m][n] (+)= sum over segments s and k of A[s][m][k] B[s][k][n].
+#pragma once
+
+#include "simd.h"
+
+namespace dasr_ops {
+namespace cpu {
+namespace DASR_OPS_ISA {
+
+struct Gemm {
+  int64_t rows;  // of A and C
+  int64_t cols;  // vectors, at most kMaxPanelVecs
+  int64_t depth;
+  int64_t segments = 1;
+  const float* a;
+  int64_t a_row;
+  int64_t a_depth;
+  int64_t a_segment = 0;
+  const float* b;
+  int64_t b_depth;
+  int64_t b_segment = 0;
+  float* c;
+  int64_t c_row;
+  bool accumulate = false;
+};
+
+template <int kRows, int kVecs>
+DASR_OPS_INLINE void gemm_tile(const Gemm& g, const float* a_tile, float* c) {
+  const int64_t a_row = g.a_row;
+  const int64_t c_row = g.c_row;
+  vf acc[kRows][kVecs];
+  DASR_OPS_UNROLL
+  for (int m = 0; m < kRows; ++m) {
+    DASR_OPS_UNROLL
+    for (int n = 0; n < kVecs; ++n) {
+      acc[m][n] = g.accumulate ? load(c + m * c_row + n * kLanes) : vf{};
+    }
+  }
+  for (int64_t s = 0; s < g.segments; ++s) {
+    const float* a = a_tile + s * g.a_segment;
+    const float* b = g.b + s * g.b_segment;
+    for (int64_t k = 0; k < g.depth; ++k) {
+      vf bv[kVecs];
+      DASR_OPS_UNROLL
+      for (int n = 0; n < kVecs; ++n) {
+        bv[n] = load(b + n * kLanes);
+      }
+      DASR_OPS_UNROLL
+      for (int m = 0; m < kRows; ++m) {
+        const vf av = splat(a[m * a_row]);
+        DASR_OPS_UNROLL
+        for (int n = 0; n < kVecs; ++n) {
+          acc[m][n] += av * bv[n];
+        }
+      }
+      a += g.a_depth;
+      b += g.b_depth;
+    }
+  }
+  DASR_OPS_UNROLL
+  for (int m = 0; m < kRows; ++m) {
+    DASR_OPS_UNROLL
+    for (int n = 0; n < kVecs; ++n) {
+      store(c + m * c_row + n * kLanes, acc[m][n]);
+    }
+  }
+}
+
+template <int kRows, int kVecs>
+static __attribute__((noinline)) int64_t gemm_tiles(const Gemm& g, int64_t m) {
+  for (; m + kRows <= g.rows; m += kRows) {
+    gemm_tile<kRows, kVecs>(g, g.a + m * g.a_row, g.c + m * g.c_row);
+  }
+  return m;
+}
+
+template <int kVecs>
+static void gemm_panel(const Gemm& g) {
+  constexpr int kRows = kAccumulators / kVecs < 12 ? kAccumulators / kVecs : 12;
+  int64_t m = gemm_tiles<kRows, kVecs>(g, 0);
+  if (kRows > 8) {
+    m = gemm_tiles<8, kVecs>(g, m);
+  }
+  if (kRows > 4) {
+    m = gemm_tiles<4, kVecs>(g, m);
+  }
+  m = gemm_tiles<2, kVecs>(g, m);
+  gemm_tiles<1, kVecs>(g, m);
+}
+
+static void gemm(const Gemm& g) {
+  switch (g.cols) {
+    case 1:
+      return gemm_panel<1>(g);
+    case 2:
+      return gemm_panel<2>(g);
+#if DASR_OPS_LANES == 16 || defined(__aarch64__)
+    case 3:
+      return gemm_panel<3>(g);
+    default:
+      return gemm_panel<4>(g);
+#else
+    default:
+      return;
+#endif
+  }
+}
+
+// Columns of a matrix, in vectors, cut into panels of about equal width.
+struct Panels {
+  int64_t vecs;
+  int64_t count;
+
+  int64_t first_vec(int64_t panel) const { return panel * vecs / count; }
+  int64_t num_vecs(int64_t panel) const { return first_vec(panel + 1) - first_vec(panel); }
+};
+
+DASR_OPS_INLINE Panels panels_of(int64_t columns) {
+  const int64_t vecs = ceil_div(columns, kLanes);
+  return {vecs, ceil_div(vecs, kMaxPanelVecs)};
+}
+
+}  // namespace DASR_OPS_ISA
+}  // namespace cpu
+}  // namespace dasr_ops

@@ -1,0 +1,42 @@
+// Choice of the instruction set at run time, and the kernels compiled for each.
+//
+// Flags per file (all: -O3 -std=c++17; on other processors than x86-64 only the third and fourth):
+//   conv3x3_avx512.cpp     -mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma
+//   conv3x3_avx2.cpp       -mavx2 -mfma
+//   conv3x3_portable.cpp   none
+//   conv3x3.cpp isa.cpp    none
+// The first three compile the same sources in a namespace each (DASR_OPS_ISA). Nothing in those
+// sources may instantiate an inline function from outside of its namespace: the linker keeps one
+// copy, which could be the one with AVX-512 instructions.
+#pragma once
+
+#include "conv3x3.h"
+
+namespace dasr_ops {
+namespace cpu {
+
+enum class Isa { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+
+// DASR_OPS_CPU_ISA=avx512|avx2|portable forces one; read once per process. A value that is unknown
+// or that this processor lacks leaves the best one in `isa` and a message in `error`.
+struct IsaChoice {
+  Isa isa;
+  const char* error;  // null: none
+};
+
+const IsaChoice& isa_choice();
+
+const char* isa_name(Isa isa);
+
+#define DASR_OPS_DECLARE_KERNELS(ns)                                                  \
+  namespace ns {                                                                      \
+  void conv3x3_forward(const Conv3x3Params& params, const ThreadPool& pool);          \
+  void conv3x3_backward(const Conv3x3BackwardParams& params, const ThreadPool& pool); \
+  }
+DASR_OPS_DECLARE_KERNELS(portable)
+DASR_OPS_DECLARE_KERNELS(avx2)
+DASR_OPS_DECLARE_KERNELS(avx512)
+#undef DASR_OPS_DECLARE_KERNELS
+
+}  // namespace cpu
+}  // namespace dasr_ops

@@ -1,0 +1,254 @@
+// Reading an image into channels-last patches: any strides, zero padding, and for gradients the
+// inverse of pixel shuffle and the derivative of the activation.
+#pragma once
+
+#include "simd.h"
+
+namespace dasr_ops {
+namespace cpu {
+namespace DASR_OPS_ISA {
+
+constexpr int64_t kMaxCols = 72;    // of a patch
+constexpr int64_t kMaxUpscale = 8;  // with a fast path in NCHW
+
+// How the channels of a convolution map to those of its pixel-shuffled image. `grouped` numbers
+// them (dy, dx, o) so that neighbours stay neighbours in NHWC; otherwise (o, dy, dx) as in PyTorch.
+struct ChannelMap {
+  int64_t image_channels;
+  int64_t r;
+  bool grouped;
+
+  int64_t image_channel(int64_t c) const { return grouped ? c % image_channels : c / (r * r); }
+  int64_t sub(int64_t c) const { return grouped ? c / image_channels : c % (r * r); }
+  int64_t torch_channel(int64_t c) const { return image_channel(c) * (r * r) + sub(c); }
+};
+
+struct Strides {
+  int64_t b, c, y, x;
+
+  bool equal(const Strides& o) const { return b == o.b && c == o.c && y == o.y && x == o.x; }
+};
+
+DASR_OPS_INLINE Strides dense_strides(bool nhwc, int64_t c, int64_t h, int64_t w) {
+  return nhwc ? Strides{c * h * w, 1, w * c, c} : Strides{c * h * w, h * w, w, 1};
+}
+
+enum class Access { kRows, kPlanes, kAny };
+
+// height, width, channels: of the convolution, before pixel shuffle; strides: of the image in
+// memory.
+struct Source {
+  const float* data;
+  Strides strides;
+  int64_t channels;
+  int64_t height;
+  int64_t width;
+  ChannelMap map;
+  Access access;
+
+  // The derivative of the activation: x scale, and x slope where the gate is not > 0.
+  bool gated = false;
+  float scale = 1.0f;
+  float slope = 1.0f;
+  const float* gate = nullptr;
+  const uint8_t* gate_bits = nullptr;
+  Strides gate_strides = {};
+};
+
+DASR_OPS_INLINE uint32_t bits_at(const uint8_t* bits, int64_t index, int64_t n) {
+  uint32_t word = 0;
+  const int64_t first = index >> 3;
+  const int64_t last = (index + n - 1) >> 3;
+  for (int64_t i = first; i <= last; ++i) {
+    word |= static_cast<uint32_t>(bits[i]) << (8 * (i - first));
+  }
+  return word >> (index & 7);
+}
+
+DASR_OPS_INLINE vf gate_value(const Source& s, vf v, vf gate, int64_t offset, int64_t n) {
+  v *= s.scale;
+  if (s.gate == nullptr && s.gate_bits == nullptr) {
+    return v;
+  }
+  const vf closed = s.slope == 0.0f ? vf{} : v * s.slope;
+  const vi open = s.gate != nullptr ? gate > 0.0f : lanes_of_bits(bits_at(s.gate_bits, offset, n));
+  return open ? v : closed;
+}
+
+// n floats that are contiguous in memory, from an element offset.
+static void load_run(const Source& s, int64_t offset, float* dst, int64_t n) {
+  const float* src = s.data + offset;
+  if (!s.gated) {
+    return copy_floats(dst, src, n);
+  }
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const vf gate = s.gate != nullptr ? load(s.gate + offset + i) : vf{};
+    store(dst + i, gate_value(s, load(src + i), gate, offset + i, kLanes));
+  }
+  if (i < n) {
+    const vf gate = s.gate != nullptr ? load_first(s.gate + offset + i, n - i) : vf{};
+    const vf v = gate_value(s, load_first(src + i, n - i), gate, offset + i, n - i);
+    store_first(dst + i, v, n - i);
+  }
+}
+
+static float load_element(const Source& s, int64_t b, int64_t c, int64_t y, int64_t x) {
+  const int64_t o = s.map.image_channel(c);
+  const int64_t row = y * s.map.r + s.map.sub(c) / s.map.r;
+  const int64_t col = x * s.map.r + s.map.sub(c) % s.map.r;
+  float v = s.data[b * s.strides.b + o * s.strides.c + row * s.strides.y + col * s.strides.x];
+  if (!s.gated) {
+    return v;
+  }
+  v *= s.scale;
+  const Strides& g = s.gate_strides;
+  const int64_t index = b * g.b + o * g.c + row * g.y + col * g.x;
+  bool open = true;
+  if (s.gate != nullptr) {
+    open = s.gate[index] > 0.0f;
+  } else if (s.gate_bits != nullptr) {
+    open = (s.gate_bits[index >> 3] >> (index & 7)) & 1;
+  }
+  return open ? v : s.slope == 0.0f ? 0.0f : v * s.slope;
+}
+
+static void load_rows(const Source& s, int64_t b, int64_t y, int64_t x0, int64_t n, int64_t c0,
+                      int64_t c1, float* dst, int64_t ld) {
+  const int64_t r = s.map.r;
+  const int64_t base = b * s.strides.b + y * r * s.strides.y + x0 * r * s.strides.x;
+  if (r == 1) {
+    if (c1 - c0 == ld && s.strides.x == ld) {
+      return load_run(s, base + c0, dst, n * ld);
+    }
+    for (int64_t p = 0; p < n; ++p) {
+      load_run(s, base + p * s.strides.x + c0, dst + p * ld, c1 - c0);
+    }
+    return;
+  }
+  const int64_t image_channels = s.map.image_channels;
+  for (int64_t c = c0; c < c1;) {
+    const int64_t sub = c / image_channels;
+    const int64_t o = c % image_channels;
+    const int64_t run = min_of(c1 - c, image_channels - o);
+    const int64_t at = base + (sub / r) * s.strides.y + (sub % r) * s.strides.x + o;
+    for (int64_t p = 0; p < n; ++p) {
+      load_run(s, at + p * r * s.strides.x, dst + p * ld + (c - c0), run);
+    }
+    c += run;
+  }
+}
+
+static void load_planes(const Source& s, int64_t b, int64_t y, int64_t x0, int64_t n, int64_t c0,
+                        int64_t c1, float* dst, int64_t ld) {
+  const int64_t r = s.map.r;
+  const int64_t base = b * s.strides.b + y * r * s.strides.y + x0 * r;
+  if (r == 1 && !s.gated) {
+    return transpose(s.data + base + c0 * s.strides.c, s.strides.c, c1 - c0, n, dst, ld);
+  }
+  constexpr int64_t kChunk = 16;
+  alignas(64) float chunk[kChunk * kMaxCols];
+  alignas(64) float raw[kMaxUpscale * kMaxCols];
+  int64_t loaded = -1;
+  for (int64_t first = c0; first < c1; first += kChunk) {
+    const int64_t last = min_of(first + kChunk, c1);
+    for (int64_t c = first; c < last; ++c) {
+      float* row = chunk + (c - first) * kMaxCols;
+      if (r == 1) {
+        load_run(s, base + c * s.strides.c, row, n);
+        continue;
+      }
+      if (c / r != loaded) {
+        loaded = c / r;
+        load_run(s, base + (loaded / r) * s.strides.c + (loaded % r) * s.strides.y, raw, n * r);
+      }
+      for (int64_t p = 0; p < n; ++p) {
+        row[p] = raw[p * r + c % r];
+      }
+    }
+    transpose(chunk, kMaxCols, last - first, n, dst + (first - c0), ld);
+  }
+}
+
+// dst[p][c - c0] of n pixels of a row that are all inside the image.
+static void load_pixels(const Source& s, int64_t b, int64_t y, int64_t x0, int64_t n, int64_t c0,
+                        int64_t c1, float* dst, int64_t ld) {
+  switch (s.access) {
+    case Access::kRows:
+      return load_rows(s, b, y, x0, n, c0, c1, dst, ld);
+    case Access::kPlanes:
+      return load_planes(s, b, y, x0, n, c0, c1, dst, ld);
+    default:
+      for (int64_t p = 0; p < n; ++p) {
+        for (int64_t c = c0; c < c1; ++c) {
+          dst[p * ld + (c - c0)] = load_element(s, b, c, y, x0 + p);
+        }
+      }
+  }
+}
+
+struct Window {
+  int64_t y, x, rows, cols;  // y and x may lie outside of the image
+};
+
+// dst[row][col][ld]; what is outside of the image and channels from c1 - c0 to ld read as 0.
+static void load_patch(const Source& s, int64_t b, const Window& w, int64_t c0, int64_t c1,
+                       float* dst, int64_t ld) {
+  const int64_t left = min_of(max_of(-w.x, 0), w.cols);
+  const int64_t right = max_of(min_of(w.cols, s.width - w.x), left);
+  for (int64_t row = 0; row < w.rows; ++row) {
+    float* line = dst + row * w.cols * ld;
+    const int64_t y = w.y + row;
+    if (y < 0 || y >= s.height || left == right) {
+      fill_zero(line, w.cols * ld);
+      continue;
+    }
+    fill_zero(line, left * ld);
+    load_pixels(s, b, y, w.x + left, right - left, c0, c1, line + left * ld, ld);
+    if (c1 - c0 < ld) {
+      for (int64_t p = left; p < right; ++p) {
+        fill_zero(line + p * ld + (c1 - c0), ld - (c1 - c0));
+      }
+    }
+    fill_zero(line + right * ld, (w.cols - right) * ld);
+  }
+}
+
+// dst[c][row][pitch]; what is outside of the image reads as 0. scratch: kMaxCols * channels.
+static void load_planar(const Source& s, int64_t b, const Window& w, float* dst, int64_t pitch,
+                        float* scratch) {
+  const int64_t left = min_of(max_of(-w.x, 0), w.cols);
+  const int64_t right = max_of(min_of(w.cols, s.width - w.x), left);
+  const int64_t plane = w.rows * pitch;
+  for (int64_t row = 0; row < w.rows; ++row) {
+    float* line = dst + row * pitch;
+    const int64_t y = w.y + row;
+    if (y < 0 || y >= s.height || left == right) {
+      for (int64_t c = 0; c < s.channels; ++c) {
+        fill_zero(line + c * plane, pitch);
+      }
+      continue;
+    }
+    for (int64_t c = 0; c < s.channels; ++c) {
+      fill_zero(line + c * plane, left);
+      fill_zero(line + c * plane + right, pitch - right);
+    }
+    const int64_t n = right - left;
+    if (s.access == Access::kPlanes && s.map.r == 1) {
+      const int64_t at = b * s.strides.b + y * s.strides.y + w.x + left;
+      for (int64_t c = 0; c < s.channels; ++c) {
+        load_run(s, at + c * s.strides.c, line + c * plane + left, n);
+      }
+    } else if (s.access == Access::kRows && s.map.r == 1 && !s.gated) {
+      const int64_t at = b * s.strides.b + y * s.strides.y + (w.x + left) * s.strides.x;
+      transpose(s.data + at, s.strides.x, n, s.channels, line + left, plane);
+    } else {
+      load_pixels(s, b, y, w.x + left, n, 0, s.channels, scratch, s.channels);
+      transpose(scratch, s.channels, n, s.channels, line + left, plane);
+    }
+  }
+}
+
+}  // namespace DASR_OPS_ISA
+}  // namespace cpu
+}  // namespace dasr_ops
