@@ -21,26 +21,26 @@ inline void cp_async_wait_all() { emulation::cp_async_wait_all(); }
 
 template <int kMatrices>
 void ldmatrix(uint32_t (&registers)[kMatrices], const void* row,
-              emulation::Where where = DASR_HERE) {
+              emulation::Where where = emulation::Where::here()) {
   static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4);
   emulation::ldmatrix<kMatrices, false>(registers, row, where);
 }
 template <int kMatrices>
 void ldmatrix_trans(uint32_t (&registers)[kMatrices], const void* row,
-                    emulation::Where where = DASR_HERE) {
+                    emulation::Where where = emulation::Where::here()) {
   static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4);
   emulation::ldmatrix<kMatrices, true>(registers, row, where);
 }
 
 template <class T>
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                  emulation::Where where = DASR_HERE) {
+                  emulation::Where where = emulation::Where::here()) {
   static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>);
   using Type = std::conditional_t<std::is_same_v<T, __half>, emulation::Half, emulation::Bfloat16>;
   emulation::mma<Type>("mma.m16n8k16", d, a, b, where);
 }
 inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                             emulation::Where where = DASR_HERE) {
+                             emulation::Where where = emulation::Where::here()) {
   emulation::mma<emulation::Tf32>("mma.m16n8k8", d, a, b, where);
 }
 inline uint32_t to_tf32(float value) { return emulation::to_tf32(value); }

@@ -27,12 +27,14 @@ struct dim3 {
 
 namespace dasr::emulation {
 
+// As the default of a parameter: where the function is called.
 struct Where {
   const char* file;
   int line;
+  static Where here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    return {file, line};
+  }
 };
-#define DASR_HERE \
-  ::dasr::emulation::Where { __builtin_FILE(), __builtin_LINE() }
 
 // One cp.async, from its issue to the wait that makes it visible.
 struct Copy {

@@ -62,8 +62,7 @@ class Fiber {
     entry_ = entry;
 #ifdef DASR_EMULATION_ASM_SWITCH
     auto* top = reinterpret_cast<void**>(stack_ + size_);
-    *--top = nullptr;  // alignment, and an end for debuggers
-    *--top = nullptr;
+    *--top = nullptr;  // a return address, so that start() finds the stack aligned as after a call
     *--top = reinterpret_cast<void*>(&Fiber::start);
     for (int i = 0; i < 6; ++i) *--top = nullptr;
     context_ = top;

@@ -55,11 +55,12 @@ inline unsigned vote(const char* name, unsigned mask, bool predicate, Where wher
 
 }  // namespace dasr::emulation
 
-inline void __syncthreads(dasr::emulation::Where where = DASR_HERE) {
+inline void __syncthreads(dasr::emulation::Where where = dasr::emulation::Where::here()) {
   dasr::emulation::machine.barrier(where);
 }
 
-inline void __syncwarp(unsigned mask = ~0u, dasr::emulation::Where where = DASR_HERE) {
+inline void __syncwarp(unsigned mask = ~0u,
+                       dasr::emulation::Where where = dasr::emulation::Where::here()) {
   using namespace dasr::emulation;
   machine.gather("__syncwarp", mask, nullptr, where,
                  [](auto* threads, unsigned lanes) { note_sync_warp(threads[0]->warp, lanes); });
@@ -67,14 +68,14 @@ inline void __syncwarp(unsigned mask = ~0u, dasr::emulation::Where where = DASR_
 
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32,
-              dasr::emulation::Where where = DASR_HERE) {
+              dasr::emulation::Where where = dasr::emulation::Where::here()) {
   return dasr::emulation::shuffle("__shfl_sync", mask, value, where, width,
                                   [=](int, int first) { return first + (source & (width - 1)); });
 }
 
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                 dasr::emulation::Where where = DASR_HERE) {
+                 dasr::emulation::Where where = dasr::emulation::Where::here()) {
   return dasr::emulation::shuffle(
       "__shfl_up_sync", mask, value, where, width,
       [=](int lane, int first) { return lane - int(delta) >= first ? lane - int(delta) : lane; });
@@ -82,7 +83,7 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
 
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                   dasr::emulation::Where where = DASR_HERE) {
+                   dasr::emulation::Where where = dasr::emulation::Where::here()) {
   return dasr::emulation::shuffle(
       "__shfl_down_sync", mask, value, where, width, [=](int lane, int first) {
         return lane + int(delta) < first + width ? lane + int(delta) : lane;
@@ -91,7 +92,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32,
-                  dasr::emulation::Where where = DASR_HERE) {
+                  dasr::emulation::Where where = dasr::emulation::Where::here()) {
   return dasr::emulation::shuffle("__shfl_xor_sync", mask, value, where, width,
                                   [=](int lane, int first) {
                                     const int other = lane ^ lane_mask;
@@ -100,15 +101,17 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32,
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate,
-                              dasr::emulation::Where where = DASR_HERE) {
+                              dasr::emulation::Where where = dasr::emulation::Where::here()) {
   return dasr::emulation::vote("__ballot_sync", mask, predicate != 0, where);
 }
 
-inline int __any_sync(unsigned mask, int predicate, dasr::emulation::Where where = DASR_HERE) {
+inline int __any_sync(unsigned mask, int predicate,
+                      dasr::emulation::Where where = dasr::emulation::Where::here()) {
   return dasr::emulation::vote("__any_sync", mask, predicate != 0, where) != 0;
 }
 
-inline int __all_sync(unsigned mask, int predicate, dasr::emulation::Where where = DASR_HERE) {
+inline int __all_sync(unsigned mask, int predicate,
+                      dasr::emulation::Where where = dasr::emulation::Where::here()) {
   return dasr::emulation::vote("__all_sync", mask, predicate == 0, where) == 0;
 }
 

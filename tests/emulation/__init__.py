@@ -1,0 +1,1 @@
+"""Builds the CUDA sources for the CPU and calls them from Python."""
