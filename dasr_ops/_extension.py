@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import mmap
 import sys
@@ -13,24 +12,11 @@ from typing import Any
 
 import torch
 
+from ._sources import source_hash
+
 PACKAGE_DIR = Path(__file__).resolve().parent
 FILE_NAME = "_C.abi3.so"
 HASH_MARKER = b"dasr_ops-source-hash:"
-
-
-def source_hash(csrc: Path) -> str:
-    """Return the hash of the sources below ``csrc`` that the extension is built from."""
-    digest = hashlib.sha256()
-    suffixes = {".cpp", ".cu", ".cuh", ".h", ".inl"}
-    # The CPU emulation of CUDA belongs to the tests: it is no part of the extension.
-    files = (
-        path.relative_to(csrc)
-        for path in csrc.rglob("*")
-        if path.suffix in suffixes and path.relative_to(csrc).parts[0] != "emulation"
-    )
-    for name in sorted(file.as_posix() for file in files):
-        digest.update(name.encode() + b"\0" + (csrc / name).read_bytes() + b"\0")
-    return digest.hexdigest()[:32]
 
 
 def embedded_hash(library: Path) -> str | None:
@@ -87,12 +73,16 @@ class Extension:
     def _load(self, path: Path) -> None:
         try:
             torch.ops.load_library(str(path))
-            build_info = ctypes.CDLL(str(path)).dasr_ops_build_info
-            build_info.restype = ctypes.c_char_p
-            self.info = json.loads(build_info().decode())
+            self._library = ctypes.CDLL(str(path))
+            self._library.dasr_ops_build_info.restype = ctypes.c_char_p
+            self.info = json.loads(self._library.dasr_ops_build_info().decode())
         except (OSError, RuntimeError) as error:
             first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
             self.reason = f"{path} does not load with torch {torch.__version__}: {first_line}"
+
+    def cuda_driver_version(self) -> int | None:
+        """Return the CUDA version that the driver supports (13000 for 13.0), 0 without a driver."""
+        return self._library.dasr_ops_cuda_driver_version() if self.loaded else None
 
 
 extension = Extension()

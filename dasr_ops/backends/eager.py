@@ -7,6 +7,8 @@ the groups of one convolution, the formulation of the official DASR code.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,7 +35,7 @@ def aggregate_experts(weight: Tensor, routing_weights: Tensor, dtype: torch.dtyp
     """Sum [K, ...] experts with [B, K] routing weights to [B, ...], rounded once to ``dtype``."""
     acc = accumulate_dtype(weight, routing_weights)
     with torch.autocast(weight.device.type, enabled=False):
-        mixed = routing_weights.to(acc) @ weight.to(acc).flatten(1)
+        mixed = routing_weights.to(acc) @ _flatten(weight.to(acc))
     return mixed.to(dtype).reshape(routing_weights.shape[0], *weight.shape[1:])
 
 
@@ -42,10 +44,10 @@ def aggregate_experts_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients for experts [K, ...] and routing weights [B, K]."""
     acc = accumulate_dtype(grad_output, weight, routing_weights)
-    grad = grad_output.to(acc).flatten(1)
+    grad = _flatten(grad_output.to(acc))
     with torch.autocast(weight.device.type, enabled=False):
         grad_weight = (routing_weights.to(acc).t() @ grad).reshape(weight.shape)
-        grad_routing = grad @ weight.to(acc).flatten(1).t()
+        grad_routing = grad @ _flatten(weight.to(acc)).t()
     return grad_weight.to(weight.dtype), grad_routing.to(routing_weights.dtype)
 
 
@@ -162,6 +164,10 @@ def pad(input: Tensor, options: ConvOptions) -> tuple[Tensor, tuple[int, int]]:
     if top == bottom and left == right:
         return input, (top, left)
     return F.pad(input, (left, right, top, bottom)), (0, 0)
+
+
+def _flatten(tensor: Tensor) -> Tensor:
+    return tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))
 
 
 def _crop(grad_padded: Tensor, input: Tensor, options: ConvOptions) -> Tensor:

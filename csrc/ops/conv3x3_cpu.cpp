@@ -1,0 +1,125 @@
+#include "ops/conv3x3_cpu.h"
+
+#include <algorithm>
+
+#include "cpu/kernels/conv3x3.h"
+
+namespace dasr {
+namespace {
+
+cpu::ThreadPool thread_pool() {
+  cpu::ThreadPool pool;
+  pool.num_threads = static_cast<int>(torch::stable::get_num_threads());
+  pool.parallel_for = [](int64_t begin, int64_t end, int64_t grain,
+                         void (*fn)(int64_t, int64_t, void*), void* ctx) {
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, fn, ctx));
+  };
+  return pool;
+}
+
+cpu::Layout layout(bool channels_last) {
+  return channels_last ? cpu::Layout::kNHWC : cpu::Layout::kNCHW;
+}
+
+void copy_strides(const Tensor& tensor, int64_t* strides) {
+  const auto from = tensor.strides();
+  std::copy(from.begin(), from.end(), strides);
+}
+
+const float* data(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr<float>() : nullptr;
+}
+
+// The tensors in float32, kept alive as long as a kernel's parameters point into them.
+struct Operands {
+  Tensor input, weight;
+  std::optional<Tensor> routing, bias;
+
+  Operands(const Tensor& input_, const Kernels& kernels)
+      : input(cast(input_, ScalarType::Float)),
+        weight(contiguous(kernels.weight, ScalarType::Float)),
+        routing(contiguous(kernels.routing, ScalarType::Float)),
+        bias(contiguous(kernels.bias, ScalarType::Float)) {}
+
+  void fill(const ConvOptions& options, cpu::Conv3x3Params& params) const {
+    params.batch = input.size(0);
+    params.in_channels = input.size(1);
+    params.out_channels = weight.size(1);
+    params.height = input.size(2);
+    params.width = input.size(3);
+    params.experts = routing ? weight.size(0) : 0;
+    params.pad_top = options.padding[0];
+    params.pad_bottom = options.padding[1];
+    params.pad_left = options.padding[2];
+    params.pad_right = options.padding[3];
+    params.upscale_factor = options.upscale_factor;
+    if (options.negative_slope) {
+      params.activation = cpu::Activation::kLeakyRelu;
+      params.negative_slope = static_cast<float>(*options.negative_slope);
+    }
+    params.residual_scale = static_cast<float>(options.residual_scale);
+    params.output_layout = layout(is_channels_last(input));
+    params.input = input.const_data_ptr<float>();
+    copy_strides(input, params.input_strides);
+    params.weight = weight.const_data_ptr<float>();
+    params.routing = data(routing);
+    params.bias = data(bias);
+  }
+};
+
+}  // namespace
+
+bool conv3x3_applies(const Tensor& input, const Kernels& kernels, const ConvOptions& options) {
+  const auto is_double = [](const std::optional<Tensor>& tensor) {
+    return tensor && tensor->scalar_type() == ScalarType::Double;
+  };
+  const auto is_one = [](const std::vector<int64_t>& v) { return v[0] == 1 && v[1] == 1; };
+  return !is_double(input) && !is_double(kernels.weight) && !is_double(kernels.routing) &&
+         !is_double(kernels.bias) && kernels.weight.size(3) == 3 && kernels.weight.size(4) == 3 &&
+         options.groups == 1 && is_one(options.stride) && is_one(options.dilation);
+}
+
+void conv3x3_forward(const Tensor& input, const Kernels& kernels,
+                     const std::optional<Tensor>& residual, const ConvOptions& options,
+                     const Tensor& output, uint8_t* mask) {
+  const Operands operands(input, kernels);
+  cpu::Conv3x3Params params;
+  operands.fill(options, params);
+  params.residual = data(residual);
+  if (residual) copy_strides(*residual, params.residual_strides);
+  params.output = output.mutable_data_ptr<float>();
+  params.sign_mask = mask;
+  cpu::conv3x3_forward(params, thread_pool());
+}
+
+Gradients conv3x3_backward(const Tensor& grad_output, const Tensor& input, const Kernels& kernels,
+                           const Saved& saved, const ConvOptions& options, const Wanted& wanted) {
+  const Operands operands(input, kernels);
+  const Tensor grad = cast(grad_output, ScalarType::Float);
+  const std::optional<Tensor> saved_output = cast(saved.output, ScalarType::Float);
+  cpu::Conv3x3BackwardParams params;
+  operands.fill(options, params);
+  params.grad_output = grad.const_data_ptr<float>();
+  copy_strides(grad, params.grad_output_strides);
+  params.saved_output = data(saved_output);
+  params.saved_sign_mask = saved.mask ? saved.mask->const_data_ptr<uint8_t>() : nullptr;
+  params.grad_input_layout = params.output_layout;
+
+  Gradients grads;
+  const auto allocate = [&](bool want, std::optional<Tensor>& grad, const Tensor& like,
+                            bool channels_last = false) -> float* {
+    if (!want) return nullptr;
+    grad = empty_like_device(like, size_vector(like), ScalarType::Float, channels_last);
+    return grad->mutable_data_ptr<float>();
+  };
+  params.grad_input = allocate(wanted.input, grads.input, input, is_channels_last(input));
+  params.grad_weight = allocate(wanted.weight, grads.weight, kernels.weight);
+  if (kernels.routing) {
+    params.grad_routing = allocate(wanted.routing, grads.routing, *kernels.routing);
+  }
+  if (kernels.bias) params.grad_bias = allocate(wanted.bias, grads.bias, *kernels.bias);
+  cpu::conv3x3_backward(params, thread_pool());
+  return grads;
+}
+
+}  // namespace dasr

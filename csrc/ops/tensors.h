@@ -1,0 +1,85 @@
+// Helpers over the LibTorch stable ABI that the operators share.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace dasr {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The type that sums over experts are formed in: float64 if any operand is.
+inline ScalarType accumulate_type(std::initializer_list<ScalarType> types) {
+  for (ScalarType type : types) {
+    if (type == ScalarType::Double) return ScalarType::Double;
+  }
+  return ScalarType::Float;
+}
+
+// The format of an output: channels_last if the channel stride of the input is 1.
+inline bool is_channels_last(const Tensor& input) {
+  return input.stride(1) == 1 && input.size(1) > 1 && (input.size(2) > 1 || input.size(3) > 1);
+}
+
+inline MemoryFormat memory_format(bool channels_last) {
+  return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+inline Tensor cast(const Tensor& tensor, ScalarType type) {
+  return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+}
+
+inline std::optional<Tensor> cast(const std::optional<Tensor>& tensor, ScalarType type) {
+  if (!tensor) return std::nullopt;
+  return cast(*tensor, type);
+}
+
+inline Tensor contiguous(const Tensor& tensor, ScalarType type) {
+  return torch::stable::contiguous(cast(tensor, type));
+}
+
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor, ScalarType type) {
+  if (!tensor) return std::nullopt;
+  return contiguous(*tensor, type);
+}
+
+inline Tensor empty_like_device(const Tensor& like, const std::vector<int64_t>& size,
+                                ScalarType type, bool channels_last = false) {
+  return torch::stable::empty(size, type, std::nullopt, like.device(), std::nullopt,
+                              memory_format(channels_last));
+}
+
+inline Tensor zeros_like_device(const Tensor& like, const std::vector<int64_t>& size,
+                                ScalarType type) {
+  Tensor result = empty_like_device(like, size, type);
+  torch::stable::zero_(result);
+  return result;
+}
+
+inline std::vector<int64_t> size_vector(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return std::vector<int64_t>(sizes.begin(), sizes.end());
+}
+
+// aten operators without a wrapper in torch/csrc/stable/ops.h; every argument has its exact type.
+template <typename... Outputs, typename... Args>
+std::tuple<Outputs...> call_aten(const char* op, const char* overload, const Args&... args) {
+  constexpr size_t slots = std::max(sizeof...(Outputs), sizeof...(Args));
+  std::array<StableIValue, slots> stack{torch::stable::detail::from(args)...};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
+  return [&]<size_t... I>(std::index_sequence<I...>) {
+    return std::tuple<Outputs...>(torch::stable::detail::to<Outputs>(stack[I])...);
+  }(std::index_sequence_for<Outputs...>{});
+}
+
+}  // namespace dasr

@@ -1,0 +1,31 @@
+"""Build of dasr-ops; everything that is not about the extension stands in pyproject.toml."""
+
+import sys
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
+
+from dasr_ops_build.extension import BuildExtension, extensions
+
+# models/ and train/ are installed as dasr_ops.models and dasr_ops.train.
+package_dir = {"dasr_ops.models": "models", "dasr_ops.train": "train"}
+packages = [
+    "dasr_ops",
+    *(f"dasr_ops.{name}" for name in find_packages("dasr_ops") if not name.startswith(("models", "train"))),
+    *(f"dasr_ops.{name}" for name in find_packages(".", include=["models*", "train*"])),
+]
+
+setup(
+    packages=packages,
+    package_dir=package_dir,
+    package_data={
+        "dasr_ops": ["py.typed"],
+        "dasr_ops.models": ["weights/*"],
+        "dasr_ops.train": ["*.toml", "*.json", "*.yml"],
+    },
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildExtension},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dasr_ops
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def cpu_backends() -> list[str]:
+    """Backends that run on this machine's CPU."""
+    available = dasr_ops.backends()
+    return [name for name in ("cpu", "eager") if available[name].startswith("available")]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", cpu_backends())
