@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch._dynamo.testing
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
