@@ -204,6 +204,13 @@ def test_decode_bounds_predictions():
     assert (high.stage1.kernel_size, low.stage1.kernel_size) == (21, 7)
     assert (high.stage1.sigma_x, low.stage1.sigma_x) == (3, 0)
     assert (high.stage2.jpeg_quality, low.stage2.jpeg_quality) == (None, 30)
+    between = torch.full((1, 33), 0.0)
+    between[0, 0], between[0, 4] = 2.4 / 14, 13.4 / 14  # sizes 9.4 and 20.4
+    decoded = decode(between)[0]
+    assert (decoded.stage1.kernel_size, decoded.stage2.kernel_size) == (9, 21)
+    between[0, 0], between[0, 8] = 3.2 / 14, 1.4 / 14  # 10.2 and 8.4
+    decoded = decode(between)[0]
+    assert (decoded.stage1.kernel_size, decoded.sinc_size) == (11, 9)
     assert low.stage1.noise is None and low.stage1.noise_level == 0 and low.order is None
 
 

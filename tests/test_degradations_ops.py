@@ -193,6 +193,15 @@ def test_noise_is_a_function_of_the_seed_and_level_zero_changes_nothing(add):
     assert out.min() == 0 and out.max() == 1
 
 
+@pytest.mark.parametrize("grey", [False, True])
+def test_gaussian_noise_is_sigma_over_255_times_the_generators_normals(grey):
+    x = picture(3, 9, 13) / 2 + 0.25
+    normals = torch.randn((1 if grey else 3, 9, 13), generator=generator(4), dtype=x.dtype)
+    expected = (x.numpy() + normals.numpy() * 12.0 / 255).clip(0, 1)
+    ours = gaussian_noise(x, 12.0, grey, generator(4))
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=0, atol=1e-15)
+
+
 def test_gaussian_noise_has_the_stated_distribution():
     noise = gaussian_noise(torch.full((3, 250, 200), 0.5).double(), 12.0, False, generator()) - 0.5
     assert stats.kstest(noise.flatten().numpy(), "norm", args=(0, 12 / 255)).pvalue > 1e-3
