@@ -15,6 +15,7 @@ from .dasr import DASR
 from .discriminator import UNetDiscriminatorSN
 from .generator import MSRResNetDynamic, SRResNet
 from .predictor import Degradation_Predictor, Prediction
+from .upscale import Upscaler
 
 __all__ = [
     "DASR",
@@ -24,6 +25,7 @@ __all__ = [
     "Prediction",
     "SRResNet",
     "UNetDiscriminatorSN",
+    "Upscaler",
     "convert",
     "load_dasr",
     "load_srresnet",

@@ -94,10 +94,10 @@ def _read_pth(path: Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"{path}: {one_line(error)}") from None
     except Exception as error:  # unpickling broken data raises anything
-        reason = one_line(error)
+        reason = "truncated, or not written by torch.save"
         if "weights_only" in str(error).lower():
-            reason = "it holds other objects than tensors and containers, or is no checkpoint"
-        raise CheckpointError(f"{path}: not a readable .pth file: {reason}") from None
+            reason = "holds other objects than tensors and containers, or is no checkpoint"
+        raise CheckpointError(f"{path}: {reason} ({type(error).__name__})") from None
 
 
 def one_line(error: BaseException) -> str:

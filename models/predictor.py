@@ -136,8 +136,8 @@ class Degradation_Predictor(nn.Module):
 
         Args:
             input: [B, in_nc, H, W], 0..1, any size.
-            max_pixels: pixels of an image that are processed at a time, context included. Strips
-                that would become too thin are cut into blocks of at least 64x64 pixels.
+            max_pixels: pixels of an image that are processed at a time, context included, but at
+                least 64x64. Where strips would be too thin, blocks are cut.
 
         Returns:
             v [B, num_params] and mixing weights [B, K], of the type of ``input``.
@@ -168,12 +168,20 @@ class Degradation_Predictor(nn.Module):
 
     def _blocks(self, height: int, width: int, max_pixels: int) -> Iterator[tuple[range, range]]:
         """Cut the image into ranges of rows and columns that begin at multiples of the stride."""
-        smallest = 64
-        rows = max(max_pixels // width, smallest)
-        columns = width if rows * width <= max_pixels else max(max_pixels // rows, smallest)
+        side = max(math.isqrt(max_pixels), 4 * self.halo)
+        rows, columns = min(side, height), min(side, width)
+        strip = max_pixels // width
+        # Strips of the whole width repeat rows only; narrow ones repeat more than blocks do.
+        if self._waste(strip) <= self._waste(side) ** 2:
+            rows, columns = strip, width
         for y in _steps(height, rows, self.halo, self.stride):
             for x in _steps(width, columns, self.halo, self.stride):
                 yield y, x
+
+    def _waste(self, length: int) -> float:
+        """Return how many pixels are computed for each that is kept, along one dimension."""
+        kept = length - 2 * self.halo
+        return length / kept if kept >= self.stride else math.inf
 
 
 def _steps(size: int, length: int, halo: int, stride: int) -> Iterator[range]:

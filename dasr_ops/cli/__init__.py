@@ -1,0 +1,96 @@
+"""The command ``dasr``: finds the sub-command, imports it, turns its outcome into an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from ..version import __version__
+
+COMMANDS = {
+    "upscale": (".upscale", "magnify pictures"),
+    "convert": (".convert", "convert weights between .safetensors and pairs of .pth files"),
+}
+"""Name of a sub-command: its module, which has ``main(argv) -> int``, and one line of help."""
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class UsageError(Exception):
+    """A command line that makes no sense; nothing has been done yet."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``dasr``.
+
+    Args:
+        argv: the arguments; those of the process by default.
+
+    Returns:
+        0: all went well. 1: something failed. 2: the command line is wrong, and nothing was done.
+        130: interrupted by Ctrl-C. 143: terminated.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["--version"]:
+        print(f"dasr-ops {__version__}")
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help(), file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else EXIT_USAGE
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"dasr: error: unknown command {name!r}; see dasr --help", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        with _termination_as_exception():
+            return importlib.import_module(COMMANDS[name][0], __name__).main(rest)
+    except UsageError as error:
+        print(f"dasr {name}: error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print(f"dasr {name}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except SystemExit as error:  # from the parser of arguments: help, or a usage error
+        return error.code if isinstance(error.code, int) else EXIT_USAGE
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = (f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    return "\n".join(
+        (
+            "usage: dasr COMMAND [...]",
+            "",
+            "Degradation-adaptive super-resolution of real-world pictures.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "dasr COMMAND --help explains a command, dasr --version prints the version.",
+        )
+    )
+
+
+@contextmanager
+def _termination_as_exception() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that temporary files are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(_signal: int, _frame: FrameType | None) -> None:
+        raise SystemExit(EXIT_TERMINATED)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

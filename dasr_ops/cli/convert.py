@@ -1,0 +1,53 @@
+"""``dasr convert``: weights from one kind of file to another."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from . import EXIT_FAILURE, UsageError
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Convert weights: a pair of .pth files to one .safetensors file, or back.
+
+    The .safetensors file holds both networks and their sizes; the .pth files are those of the
+    official code, G and P in any order.
+    """
+
+    inputs: tyro.conf.Positional[tuple[Path, ...]]
+    """One .safetensors file, or the .pth files of G and P."""
+
+    output: Annotated[tuple[Path, ...], tyro.conf.arg(aliases=["-o"])]
+    """One .safetensors file, or the .pth files of G and of P, in this order."""
+
+    half: bool = False
+    """Store float16: half the size; read back as float32."""
+
+    overwrite: bool = False
+    """Replace files that exist."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``dasr convert`` with the arguments ``argv`` and return its exit code."""
+    options = tyro.cli(Convert, args=list(argv), prog="dasr convert")
+    if len(options.inputs) not in (1, 2):
+        raise UsageError(f"expected one or two input files, got {len(options.inputs)}")
+    from dasr_ops.models.checkpoint import CheckpointError, convert
+
+    try:
+        convert(options.inputs, options.output, half=options.half, overwrite=options.overwrite)
+    except FileExistsError as error:
+        raise UsageError(f"{error}; see --overwrite") from None
+    except (CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILURE
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return 0
