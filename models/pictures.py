@@ -50,6 +50,7 @@ _LAYOUT_TAGS = {
 }
 _PIXEL_SIZE_TAGS = (0xA002, 0xA003)
 _EXIF_DIRECTORY = 0x8769
+_DIRECTORIES = (_EXIF_DIRECTORY, 0x8825)
 
 
 class PictureError(ValueError):
@@ -150,8 +151,10 @@ def write_picture(
         options["icc_profile"] = None  # a profile of grey does not describe RGB
     with atomic_path(path, replace=replace) as temporary:
         try:
-            fitted.save(temporary, format=format, **options)
-        except (KeyError, ValueError) as error:
+            _save(fitted, temporary, format, options)
+        except OSError:
+            raise
+        except Exception as error:  # encoders raise what they like
             raise PictureError(f"cannot be written as {format}: {_one_line(error)}") from None
 
 
@@ -162,10 +165,10 @@ def split(image: Image.Image) -> Layers:
         image: any mode of Pillow; I and I;16 hold 16-bit grey.
 
     Returns:
-        Its layers; CMYK as RGB through its colour profile, if it has one.
+        Its layers; CMYK as RGB through its colour profile, if it has one, LAB as RGB.
 
     Raises:
-        PictureError: the picture is empty, or its mode has no meaning here (F, LAB).
+        PictureError: the picture is empty, or its mode has no meaning here (F).
     """
     if min(image.size) < 1:
         raise PictureError(f"empty: {image.size[0]}x{image.size[1]} pixels")
@@ -200,7 +203,7 @@ def join(layers: Layers, source: Image.Image) -> Image.Image:
 
     Args:
         layers: ``color`` enlarged, ``alpha`` still in its original size.
-        source: where EXIF and colour profile come from; one of CMYK is dropped.
+        source: where EXIF and colour profile come from; one of CMYK or LAB is dropped.
 
     Returns:
         A picture of mode L, LA, RGB, RGBA or I;16.
@@ -208,10 +211,28 @@ def join(layers: Layers, source: Image.Image) -> Image.Image:
     image = Image.fromarray(layers.color)
     if layers.alpha is not None:
         image.putalpha(layers.alpha.resize(image.size, Image.Resampling.LANCZOS))
-    for key in ("exif", "icc_profile"):
-        if source.info.get(key) and not (key == "icc_profile" and source.mode == "CMYK"):
+    converted = source.mode in ("CMYK", "LAB")
+    for key in ("exif",) if converted else ("exif", "icc_profile"):
+        if source.info.get(key):
             image.info[key] = source.info[key]
     return image
+
+
+def _save(image: Image.Image, path: Path, format: str, options: dict[str, Any]) -> None:
+    if format == "TIFF" and options.get("exif"):
+        exif = Image.Exif()
+        exif.load(options["exif"])
+        if any(tag in exif for tag in _DIRECTORIES):
+            del options["compression"]  # Pillow cannot have libtiff write these
+    try:
+        image.save(path, format=format, **options)
+    except OSError:
+        raise
+    except Exception:
+        if not options.get("exif"):
+            raise
+        image.save(path, format=format, **{**options, "exif": b""})
+        _warn("EXIF data cannot be written and is dropped")
 
 
 def _notes(path: Path, image: Image.Image) -> list[str]:

@@ -170,7 +170,7 @@ class Upscaler:
         """Magnify an image.
 
         Args:
-            image: a picture of Pillow, of any mode but F and LAB, an array [H, W, C], uint8, of 1
+            image: a picture of Pillow, of any mode but F, an array [H, W, C], uint8, of 1
                 (grey), 2 (grey, opacity), 3 (RGB) or 4 (RGBA) channels, or a floating-point tensor
                 [B, 3, H, W] of values 0..1.
             degradation: v [B, 33] instead of the predicted one, or a function that turns the
@@ -251,8 +251,9 @@ class Upscaler:
         shape = (height * self.scale, width * self.scale, *color.shape[2:])
         output = np.empty(shape, color.dtype)
         for first, band in self._bands(lr.unsqueeze(0), degradation, progress):
-            rows = band[0].mean(0) if grey else band[0].permute(1, 2, 0)
-            rows = rows.mul(peak).round_().clamp_(0, peak)
+            rows = band[0].clamp(0, 1)
+            rows = rows.mean(0) if grey else rows.permute(1, 2, 0)
+            rows = rows.mul(peak).round_()
             output[first : first + len(rows)] = rows.numpy().astype(color.dtype)
         return output
 
