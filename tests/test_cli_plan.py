@@ -1,0 +1,119 @@
+"""What goes where, and what is refused before any work starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dasr_ops.cli import UsageError
+from dasr_ops.cli.plan import READ_SUFFIXES, WRITTEN_SUFFIXES, plan
+from dasr_ops.models.pictures import FORMATS
+
+
+def _touch(folder: Path, *names: str) -> list[Path]:
+    paths = [folder / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return paths
+
+
+def _names(jobs, root: Path) -> dict[str, str]:
+    return {str(s.relative_to(root)): str(t.relative_to(root)) for s, t in jobs}
+
+
+def test_suffixes_are_those_that_can_be_written():
+    assert set(WRITTEN_SUFFIXES) == set(FORMATS)
+    assert set(WRITTEN_SUFFIXES) <= READ_SUFFIXES
+
+
+def test_trees_are_mirrored(tmp_path):
+    _touch(tmp_path, "in/a.png", "in/b/c.JPG", "in/b/d/e.gif", "in/notes.txt", "in/.hidden.png")
+    _touch(tmp_path, "in/.cache/x.png", "in/results/old.png")
+    jobs, failures = plan([tmp_path / "in"], tmp_path / "in" / "results", suffix="_x4")
+    assert failures == []
+    assert _names(jobs, tmp_path) == {
+        "in/a.png": "in/results/a_x4.png",
+        "in/b/c.JPG": "in/results/b/c_x4.JPG",
+        "in/b/d/e.gif": "in/results/b/d/e_x4.png",
+    }
+
+
+def test_format_and_files(tmp_path):
+    a, b = _touch(tmp_path, "a.jpeg", "x/b.dat")
+    jobs, _ = plan([a, b], tmp_path / "out", format="webp")
+    assert _names(jobs, tmp_path) == {"a.jpeg": "out/a.webp", "x/b.dat": "out/b.webp"}
+    jobs, _ = plan([a, a], tmp_path / "out")
+    assert _names(jobs, tmp_path) == {"a.jpeg": "out/a.jpeg"}
+
+
+def test_one_file_to_a_name_or_a_folder(tmp_path):
+    (a,) = _touch(tmp_path, "a.jpg")
+    assert _names(plan([a], tmp_path / "b.PNG")[0], tmp_path) == {"a.jpg": "b.PNG"}
+    assert _names(plan([a], tmp_path / "b.d")[0], tmp_path) == {"a.jpg": "b.d/a.jpg"}
+    (tmp_path / "c.png").mkdir()
+    assert _names(plan([a], tmp_path / "c.png")[0], tmp_path) == {"a.jpg": "c.png/a.jpg"}
+    assert _names(plan([a], tmp_path / "b.tif", format="tiff")[0], tmp_path) == {"a.jpg": "b.tif"}
+
+
+def test_inputs_without_pictures(tmp_path):
+    (tmp_path / "empty").mkdir()
+    missing = tmp_path / "missing.png"
+    jobs, failures = plan([tmp_path / "empty", missing], tmp_path / "out")
+    assert jobs == []
+    assert [(path.name, reason) for path, reason in failures] == [
+        ("empty", "no pictures in this folder"),
+        ("missing.png", "no such file or folder"),
+    ]
+    assert plan([missing], tmp_path / "out.png") == ([], [(missing, "no such file or folder")])
+
+
+def test_collisions_are_refused(tmp_path):
+    a, b = _touch(tmp_path, "x/a.png", "y/a.png")
+    with pytest.raises(UsageError, match=r"x/a.png and .*y/a.png would both be written to"):
+        plan([a, b], tmp_path / "out")
+    _touch(tmp_path, "in/p.png", "in/p.gif")
+    with pytest.raises(UsageError, match="would both be written to"):
+        plan([tmp_path / "in"], tmp_path / "out")
+    (tmp_path / "out2").mkdir()
+    os.symlink(tmp_path / "out2", tmp_path / "link")
+    jobs, _ = plan([tmp_path / "x"], tmp_path / "link")
+    assert jobs[0].target == tmp_path / "link" / "a.png"
+
+
+def test_inputs_are_never_targets(tmp_path):
+    (a,) = _touch(tmp_path, "in/a.png")
+    with pytest.raises(UsageError, match="which is an input"):
+        plan([a], tmp_path / "in")
+    with pytest.raises(UsageError, match="which is an input"):
+        plan([a], tmp_path / "in" / ".." / "in" / "a.png")
+    (tmp_path / "out").mkdir()
+    os.link(a, tmp_path / "out" / "a.png")  # the same file by another name
+    with pytest.raises(UsageError, match="which is an input"):
+        plan([tmp_path / "in"], tmp_path / "out")
+    jobs, _ = plan([tmp_path / "in"], tmp_path / "in", suffix="_x4")
+    assert _names(jobs, tmp_path) == {"in/a.png": "in/a_x4.png"}
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "message"),
+    [
+        ("new.png", {}, "a file name fits a single input file only"),
+        ("a.png", {}, "expected a folder, but it is a file"),
+        ("out", {"suffix": "x/y"}, "--suffix: expected part of a file name"),
+    ],
+)
+def test_outputs_that_do_not_fit(tmp_path, output, options, message):
+    inputs = _touch(tmp_path, "a.png", "b.png")
+    with pytest.raises(UsageError, match=message):
+        plan(inputs, tmp_path / output, **options)
+
+
+def test_options_that_contradict_a_name(tmp_path):
+    (a,) = _touch(tmp_path, "a.png")
+    with pytest.raises(UsageError, match="--format jpg contradicts the name"):
+        plan([a], tmp_path / "b.png", format="jpg")
+    with pytest.raises(UsageError, match="--suffix _x4 has no use"):
+        plan([a], tmp_path / "b.png", suffix="_x4")
