@@ -130,7 +130,7 @@ def test_backward(shape):
 
 
 @pytest.mark.parametrize("n", [516, 37])
-@pytest.mark.parametrize("dtypes", itertools.product(DTYPES, repeat=3), ids=str)
+@pytest.mark.parametrize("dtypes", list(itertools.product(DTYPES, repeat=3)), ids=str)
 def test_types(dtypes, n):
     check_forward(3, 5, n, *dtypes)
     check_backward(3, 5, n, *dtypes)

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -44,12 +45,30 @@ __device__ __forceinline__ Pack<T, kN> load_pack(const T* address) {
   return *reinterpret_cast<const Pack<T, kN>*>(address);
 }
 
+// nvcc splits the copy of an aggregate into stores of its elements: hence the instruction itself.
 template <class T, int kN>
 __device__ __forceinline__ void store_pack(T* address, const Pack<T, kN>& pack) {
 #ifdef DASR_EMULATION
   emulation::check_aligned(address, alignof(Pack<T, kN>), "vector store");
-#endif
   *reinterpret_cast<Pack<T, kN>*>(address) = pack;
+#else
+  constexpr int kWords = sizeof(pack) / 4;
+  static_assert(kWords == 2 || kWords % 4 == 0);
+  uint32_t words[kWords];
+  memcpy(words, &pack, sizeof(pack));
+  if constexpr (kWords == 2) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(address), "r"(words[0]), "r"(words[1])
+                 : "memory");
+  } else {
+#pragma unroll
+    for (int i = 0; i < kWords; i += 4) {
+      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(
+                       reinterpret_cast<char*>(address) + 4 * i),
+                   "r"(words[i]), "r"(words[i + 1]), "r"(words[i + 2]), "r"(words[i + 3])
+                   : "memory");
+    }
+  }
+#endif
 }
 
 // Starts kernel(arguments...) and returns the error of the launch itself.

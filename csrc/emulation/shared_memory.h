@@ -28,9 +28,9 @@ class SharedMemory {
   static constexpr int kMaxArrays = 64;
   static constexpr size_t kStaticArena = 2 * kStaticLimit + 64 * kZone;
   static constexpr size_t kDynamicArena = 256 * 1024;
-  static constexpr size_t kArena = kStaticArena + kDynamicArena + 2 * kZone;
+  static constexpr size_t kArena = kStaticArena + kDynamicArena + 4 * kZone;
 
-  SharedMemory() : memory_(static_cast<unsigned char*>(std::aligned_alloc(4096, kArena))) {
+  SharedMemory() : memory_(static_cast<unsigned char*>(std::aligned_alloc(kZone, kArena))) {
     forbid(memory_, kArena);
     dynamic_ = memory_ + kStaticArena + kZone;
   }

@@ -140,8 +140,10 @@ def load(variant: str = "plain") -> ModuleType:
     if variant == "asan" and "libasan" not in os.environ.get("LD_PRELOAD", ""):
         raise RuntimeError("load asan in a process started with sanitizer_environment()")
     path = str(build(variant))
-    loader = importlib.machinery.ExtensionFileLoader("_emulation", path)
-    spec = importlib.util.spec_from_file_location("_emulation", path, loader=loader)
+    # The last part names the init function; pybind11 and Python cache by the whole.
+    name = f"{variant}._emulation"
+    loader = importlib.machinery.ExtensionFileLoader(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     return module
