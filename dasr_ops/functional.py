@@ -8,6 +8,7 @@ from torch import Tensor
 from . import _arguments as arguments
 from ._arguments import Size2
 from .backends import choose
+from .backends.eager import AUTOCAST_DEVICES
 
 
 def aggregate_experts(
@@ -177,8 +178,6 @@ def _autocast(tensor: Tensor | None) -> Tensor | None:
     if tensor is None or tensor.dtype == torch.float64:
         return tensor
     device_type = tensor.device.type
-    if not torch.amp.is_autocast_available(device_type):
-        return tensor
-    if torch.is_autocast_enabled(device_type):
+    if device_type in AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type):
         return tensor.to(torch.get_autocast_dtype(device_type))
     return tensor

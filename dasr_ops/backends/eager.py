@@ -8,12 +8,17 @@ the groups of one convolution, the formulation of the official DASR code.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .._arguments import ConvOptions
+
+# is_autocast_available would say this, but torch.compile cannot trace it before torch 2.12.
+AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def accumulate_dtype(*tensors: Tensor) -> torch.dtype:
@@ -34,7 +39,7 @@ def memory_format(input: Tensor) -> torch.memory_format:
 def aggregate_experts(weight: Tensor, routing_weights: Tensor, dtype: torch.dtype) -> Tensor:
     """Sum [K, ...] experts with [B, K] routing weights to [B, ...], rounded once to ``dtype``."""
     acc = accumulate_dtype(weight, routing_weights)
-    with torch.autocast(weight.device.type, enabled=False):
+    with _without_autocast(weight):
         mixed = routing_weights.to(acc) @ _flatten(weight.to(acc))
     return mixed.to(dtype).reshape(routing_weights.shape[0], *weight.shape[1:])
 
@@ -45,7 +50,7 @@ def aggregate_experts_backward(
     """Return the gradients for experts [K, ...] and routing weights [B, K]."""
     acc = accumulate_dtype(grad_output, weight, routing_weights)
     grad = _flatten(grad_output.to(acc))
-    with torch.autocast(weight.device.type, enabled=False):
+    with _without_autocast(weight):
         grad_weight = (routing_weights.to(acc).t() @ grad).reshape(weight.shape)
         grad_routing = grad @ _flatten(weight.to(acc)).t()
     return grad_weight.to(weight.dtype), grad_routing.to(routing_weights.dtype)
@@ -78,7 +83,7 @@ def per_sample_conv2d(
     bias = None if bias is None else bias.to(input.dtype)
     batch, out_channels = weight.shape[:2]
     rest = (options.stride, padding, options.dilation)
-    with torch.autocast(input.device.type, enabled=False):
+    with _without_autocast(input):
         if batch == 0:
             # An empty convolution with sums over no samples keeps every argument in the graph.
             zero_bias = None if bias is None else bias.sum(0)
@@ -164,6 +169,12 @@ def pad(input: Tensor, options: ConvOptions) -> tuple[Tensor, tuple[int, int]]:
     if top == bottom and left == right:
         return input, (top, left)
     return F.pad(input, (left, right, top, bottom)), (0, 0)
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    if tensor.device.type not in AUTOCAST_DEVICES:
+        return nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def _flatten(tensor: Tensor) -> Tensor:
