@@ -143,18 +143,23 @@ static void store_nchw_line(const Sink& s, const Block& k, int64_t y, int64_t n0
   }
 }
 
-constexpr int64_t kSinkScratch = kMaxPanelVecs * kLanes * kMaxCols;
+constexpr int64_t kSinkScratch = kPlaneChunk * kMaxUpscale * kMaxCols;
 
 // src[row][col][ld] holds the channels n0 to n1. scratch: kSinkScratch floats.
 static void store_block(const Sink& s, const Block& k, int64_t n0, int64_t n1, const float* src,
                         int64_t row_pitch, int64_t ld, float* scratch) {
-  for (int64_t row = 0; row < k.rows; ++row) {
-    const float* line = src + row * row_pitch;
-    if (s.nhwc) {
-      store_nhwc_line(s, k, k.y + row, n0, n1, line, ld);
-    } else {
-      transpose(line, ld, k.cols, n1 - n0, scratch, kMaxCols);
-      store_nchw_line(s, k, k.y + row, n0, n1, scratch);
+  // The rows of a plane follow each other in memory, so in planes rows are the inner loop.
+  const int64_t chunk = s.nhwc ? n1 - n0 : kPlaneChunk * min_of(s.map.r, kMaxUpscale);
+  for (int64_t n = n0; n < n1; n += chunk) {
+    const int64_t last = min_of(n + chunk, n1);
+    for (int64_t row = 0; row < k.rows; ++row) {
+      const float* line = src + row * row_pitch + (n - n0);
+      if (s.nhwc) {
+        store_nhwc_line(s, k, k.y + row, n, last, line, ld);
+      } else {
+        transpose(line, ld, k.cols, last - n, scratch, kMaxCols);
+        store_nchw_line(s, k, k.y + row, n, last, scratch);
+      }
     }
   }
 }

@@ -8,8 +8,9 @@ namespace dasr_ops {
 namespace cpu {
 namespace DASR_OPS_ISA {
 
-constexpr int64_t kMaxCols = 72;    // of a patch
-constexpr int64_t kMaxUpscale = 8;  // with a fast path in NCHW
+constexpr int64_t kMaxCols = 72;     // of a patch
+constexpr int64_t kMaxUpscale = 8;   // with a fast path in NCHW
+constexpr int64_t kPlaneChunk = 16;  // channels that are transposed together
 
 // How the channels of a convolution map to those of its pixel-shuffled image. `grouped` numbers
 // them (dy, dx, o) so that neighbours stay neighbours in NHWC; otherwise (o, dy, dx) as in PyTorch.
@@ -146,12 +147,11 @@ static void load_planes(const Source& s, int64_t b, int64_t y, int64_t x0, int64
   if (r == 1 && !s.gated) {
     return transpose(s.data + base + c0 * s.strides.c, s.strides.c, c1 - c0, n, dst, ld);
   }
-  constexpr int64_t kChunk = 16;
-  alignas(64) float chunk[kChunk * kMaxCols];
+  alignas(64) float chunk[kPlaneChunk * kMaxCols];
   alignas(64) float raw[kMaxUpscale * kMaxCols];
   int64_t loaded = -1;
-  for (int64_t first = c0; first < c1; first += kChunk) {
-    const int64_t last = min_of(first + kChunk, c1);
+  for (int64_t first = c0; first < c1; first += kPlaneChunk) {
+    const int64_t last = min_of(first + kPlaneChunk, c1);
     for (int64_t c = first; c < last; ++c) {
       float* row = chunk + (c - first) * kMaxCols;
       if (r == 1) {
@@ -191,39 +191,55 @@ struct Window {
   int64_t y, x, rows, cols;  // y and x may lie outside of the image
 };
 
+// Where a window meets the image: columns [left, right) of the window, rows [top, bottom).
+struct Inside {
+  int64_t left, right, top, bottom;
+
+  Inside(const Source& s, const Window& w)
+      : left(min_of(max_of(-w.x, 0), w.cols)),
+        right(max_of(min_of(w.cols, s.width - w.x), left)),
+        top(min_of(max_of(-w.y, 0), w.rows)),
+        bottom(left == right ? top : max_of(min_of(w.rows, s.height - w.y), top)) {}
+};
+
 // dst[row][col][ld]; what is outside of the image and channels from c1 - c0 to ld read as 0.
 static void load_patch(const Source& s, int64_t b, const Window& w, int64_t c0, int64_t c1,
                        float* dst, int64_t ld) {
-  const int64_t left = min_of(max_of(-w.x, 0), w.cols);
-  const int64_t right = max_of(min_of(w.cols, s.width - w.x), left);
-  for (int64_t row = 0; row < w.rows; ++row) {
-    float* line = dst + row * w.cols * ld;
-    const int64_t y = w.y + row;
-    if (y < 0 || y >= s.height || left == right) {
-      fill_zero(line, w.cols * ld);
-      continue;
-    }
-    fill_zero(line, left * ld);
-    load_pixels(s, b, y, w.x + left, right - left, c0, c1, line + left * ld, ld);
+  const Inside in(s, w);
+  const int64_t pitch = w.cols * ld;
+  fill_zero(dst, in.top * pitch);
+  fill_zero(dst + in.bottom * pitch, (w.rows - in.bottom) * pitch);
+  for (int64_t row = in.top; row < in.bottom; ++row) {
+    float* line = dst + row * pitch;
+    fill_zero(line, in.left * ld);
+    fill_zero(line + in.right * ld, (w.cols - in.right) * ld);
     if (c1 - c0 < ld) {
-      for (int64_t p = left; p < right; ++p) {
+      for (int64_t p = in.left; p < in.right; ++p) {
         fill_zero(line + p * ld + (c1 - c0), ld - (c1 - c0));
       }
     }
-    fill_zero(line + right * ld, (w.cols - right) * ld);
+  }
+  // The rows of a plane follow each other in memory, so in planes rows are the inner loop.
+  const int64_t chunk = s.access == Access::kPlanes ? kPlaneChunk * s.map.r : max_of(c1 - c0, 1);
+  for (int64_t c = c0; c < c1; c += chunk) {
+    for (int64_t row = in.top; row < in.bottom; ++row) {
+      load_pixels(s, b, w.y + row, w.x + in.left, in.right - in.left, c, min_of(c + chunk, c1),
+                  dst + row * pitch + in.left * ld + (c - c0), ld);
+    }
   }
 }
 
 // dst[c][row][pitch]; what is outside of the image reads as 0. scratch: kMaxCols * channels.
 static void load_planar(const Source& s, int64_t b, const Window& w, float* dst, int64_t pitch,
                         float* scratch) {
-  const int64_t left = min_of(max_of(-w.x, 0), w.cols);
-  const int64_t right = max_of(min_of(w.cols, s.width - w.x), left);
+  const Inside in(s, w);
+  const int64_t left = in.left;
+  const int64_t right = in.right;
   const int64_t plane = w.rows * pitch;
   for (int64_t row = 0; row < w.rows; ++row) {
     float* line = dst + row * pitch;
     const int64_t y = w.y + row;
-    if (y < 0 || y >= s.height || left == right) {
+    if (row < in.top || row >= in.bottom) {
       for (int64_t c = 0; c < s.channels; ++c) {
         fill_zero(line + c * plane, pitch);
       }
