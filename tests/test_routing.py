@@ -216,7 +216,9 @@ def test_top_k_noise_is_that_of_the_paper_and_only_in_training():
 
 def test_top_k_starts_by_choosing_at_random():
     torch.manual_seed(0)
-    weights = TopKGate(FEATURES, EXPERTS, 2)(torch.randn(4000, FEATURES))
+    gate = TopKGate(FEATURES, EXPERTS, 2)
+    assert all((parameter == 0).all() for parameter in gate.parameters())
+    weights = gate(torch.randn(4000, FEATURES))
     share = (weights != 0).double().mean(0)
     # Each expert is chosen with probability k/K = 1/2: six standard deviations of 4000 draws.
     assert (share - 0.5).abs().max() < 6 * 0.5 / math.sqrt(4000)
