@@ -1,21 +1,24 @@
 """Build of dasr-ops; everything that is not about the extension stands in pyproject.toml."""
 
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
 
-from dasr_ops_build.extension import BuildExtension, extensions
+from dasr_ops_build.extension import BuildExtension, BuildPython, extensions
 
 # models/ and train/ are installed as dasr_ops.models and dasr_ops.train.
 package_dir = {"dasr_ops.models": "models", "dasr_ops.train": "train"}
+linked = [name for folder in ("models", "train") for name in (folder, f"{folder}.*")]
 packages = [
     "dasr_ops",
-    *(f"dasr_ops.{name}" for name in find_packages("dasr_ops") if not name.startswith(("models", "train"))),
-    *(f"dasr_ops.{name}" for name in find_packages(".", include=["models*", "train*"])),
+    *(f"dasr_ops.{name}" for name in find_packages("dasr_ops", exclude=linked)),
+    *(f"dasr_ops.{name}" for name in find_packages(".", include=linked)),
 ]
+free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 setup(
     packages=packages,
@@ -26,6 +29,7 @@ setup(
         "dasr_ops.train": ["*.toml", "*.json", "*.yml"],
     },
     ext_modules=extensions(),
-    cmdclass={"build_ext": BuildExtension},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    cmdclass={"build_ext": BuildExtension, "build_py": BuildPython},
+    # The limited API has no name for free-threaded Python.
+    options={"bdist_wheel": {"py_limited_api": False if free_threaded else "cp310"}},
 )

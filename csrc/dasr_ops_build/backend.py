@@ -6,21 +6,14 @@ that need not be the installed one.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403
 
+from .extension import extensions
+from .host import find_compiler
 from .torch_location import MINIMUM, find_torch
-
-
-def _torch_requirement() -> list[str]:
-    if find_torch() is not None or sys.platform != "linux":
-        return []
-    version = ".".join(map(str, MINIMUM))
-    print(f"dasr_ops: no installed torch >= {version} found, asking for one to build against")
-    return [f"torch>={version}"]
 
 
 def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
@@ -31,3 +24,11 @@ def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
 def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:
     """Return what building an editable install needs."""
     return build_meta.get_requires_for_build_editable(config_settings) + _torch_requirement()
+
+
+def _torch_requirement() -> list[str]:
+    if not extensions() or find_compiler() is None or find_torch() is not None:
+        return []
+    version = ".".join(map(str, MINIMUM))
+    print(f"dasr_ops: no installed torch >= {version} found, asking for one to build against")
+    return [f"torch>={version}"]

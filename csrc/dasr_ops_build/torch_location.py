@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,41 +29,63 @@ class Torch:
     @property
     def release(self) -> tuple[int, int]:
         """Major and minor version."""
-        major, minor = re.match(r"(\d+)\.(\d+)", self.version).groups()
+        major, minor = re.findall(r"\d+", self.version)[:2]
         return int(major), int(minor)
 
 
 def find_torch() -> Torch | None:
-    """Return the torch to build against, or None if there is none of a usable version."""
-    for folder in _candidates():
-        version_file = folder / "version.py"
-        if not (folder / "include" / "torch" / "csrc" / "stable").is_dir():
-            continue
-        match = re.search(r"__version__ = '([^']+)'", version_file.read_text())
-        torch = Torch(folder, match.group(1)) if match else None
-        if torch is not None and torch.release >= MINIMUM:
-            return torch
-    return None
+    """Return the torch to build against, or None if there is none of a usable version.
+
+    Raises:
+        ValueError: ``DASR_OPS_TORCH_DIR`` is set and names no usable torch.
+    """
+    if folder := os.environ.get(ENVIRONMENT_VARIABLE):
+        torch = _torch_in(Path(folder))
+        if torch is None:
+            minimum = ".".join(map(str, MINIMUM))
+            raise ValueError(
+                f"{ENVIRONMENT_VARIABLE}: expected the package folder of a torch >= {minimum}, "
+                f"got {folder!r}"
+            )
+        return torch
+    return next(filter(None, map(_torch_in, _candidates())), None)
+
+
+def _torch_in(folder: Path) -> Torch | None:
+    if not (folder / "include" / "torch" / "csrc" / "stable").is_dir():
+        return None
+    try:
+        text = (folder / "version.py").read_text()
+    except OSError:
+        return None
+    match = re.search(r"__version__ = '(\d+\.\d+[^']*)'", text)
+    torch = Torch(folder.absolute(), match.group(1)) if match else None
+    return torch if torch is not None and torch.release >= MINIMUM else None
 
 
 def _candidates() -> Iterator[Path]:
-    if folder := os.environ.get(ENVIRONMENT_VARIABLE):
-        yield Path(folder)
     if spec := PathFinder.find_spec("torch"):
         yield from _folder(spec.origin)
+    for python in dict.fromkeys(_pythons()):
+        yield from _ask(python)
+
+
+def _pythons() -> Iterator[str]:
     # pip isolates a build by PYTHONPATH alone: the same interpreter without it sees the target.
-    yield from _ask(sys.executable)
+    yield sys.executable
     # `python -m build` makes a virtual environment; its configuration names the maker.
     config = Path(sys.prefix) / "pyvenv.cfg"
     if config.is_file():
-        for line in config.read_text().splitlines():
-            key, _, value = (part.strip() for part in line.partition("="))
-            if key == "command" and value:
-                yield from _ask(shlex.split(value)[0])
-            elif key == "executable":
-                yield from _ask(value)
-    if environment := os.environ.get("VIRTUAL_ENV"):
-        yield from _ask(str(Path(environment) / "bin" / "python"))
+        command = re.search(r"^command = (.+?) -m venv ", config.read_text(), re.MULTILINE)
+        if command:
+            yield command.group(1)
+    # uv and virtualenv leave no such trace: look into the environments that are active or usual.
+    environments = [os.environ.get("VIRTUAL_ENV"), ".venv"]
+    scripts = [Path(environment, "bin") for environment in environments if environment]
+    scripts += map(Path, os.environ.get("PATH", "").split(os.pathsep))
+    for folder in scripts:
+        if (folder.parent / "pyvenv.cfg").is_file():
+            yield str(folder.absolute() / "python")
 
 
 def _ask(python: str) -> Iterator[Path]:
