@@ -24,7 +24,7 @@ constexpr int kExpertChunk = 32;  // experts whose routing is staged at a time: 
 template <class acc_t, bool kVector>
 __global__ void __launch_bounds__(kNThreads)
     aggregate_experts_kernel(AggregateExpertsParams p, int64_t n_tiles, int samples_per_group) {
-  constexpr int kInFlight = sizeof(acc_t) == 4 ? 8 : 4;  // experts loaded together
+  constexpr int kInFlight = sizeof(acc_t) == 4 ? 8 : 2;  // experts loaded together
   DASR_SHARED(routing, acc_t[kExpertChunk][kSamples]);
   const int tid = threadIdx.x, lane = tid % 32;
 
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kNThreads)
   constexpr int kPairs = kBlock * kBlock;
   constexpr int kPerLane = kPairs < 32 ? 1 : kPairs / 32;
   constexpr int kLanesPerSum = kPairs < 32 ? 32 / kPairs : 1;
-  DASR_SHARED(routing, acc_t[kBlock][kBlock]);     // [expert][sample]
+  DASR_SHARED(routing, acc_t[kBlock][kBlock]);     // [sample][expert]
   DASR_SHARED(warp_sums, acc_t[kNWarps][kPairs]);  // [warp][sample * kBlock + expert]
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
   const bool wants_weight = p.grad_weight != nullptr, wants_routing = p.grad_routing != nullptr;
@@ -163,23 +163,24 @@ __global__ void __launch_bounds__(kNThreads)
         slice.load(
             p.grad, p.grad_type, [&](int b) -> int64_t { return b < n_samples ? b0 + b : -1; },
             grad);
-        if (wants_weight) {
-          if (p.batch > kBlock || tile == first_tile) {
-            __syncthreads();  // the previous routing has been read
-            if (tid < kPairs) {
-              const int b = tid / kBlock, k = tid % kBlock;
-              routing[k][b] = b < n_samples && k < n_experts
-                                  ? load_element<acc_t>(p.routing, p.routing_type,
-                                                        (b0 + b) * p.experts + k0 + k)
-                                  : acc_t(0);
-            }
-            __syncthreads();
+        if (wants_weight && (p.batch > kBlock || tile == first_tile)) {
+          __syncthreads();  // the previous routing has been read
+          if (tid < kPairs) {
+            const int b = tid / kBlock, k = tid % kBlock;
+            routing[b][k] =
+                b < n_samples && k < n_experts
+                    ? load_element<acc_t>(p.routing, p.routing_type, (b0 + b) * p.experts + k0 + k)
+                    : acc_t(0);
           }
+          __syncthreads();
+        }
 #pragma unroll
-          for (int k = 0; k < kBlock; ++k) {
+        for (int b = 0; b < kBlock; ++b) {
+          if (b >= n_samples) break;
+          if (wants_weight) {
 #pragma unroll
-            for (int b = 0; b < kBlock; ++b) {
-              const acc_t a = routing[k][b];
+            for (int k = 0; k < kBlock; ++k) {
+              const acc_t a = routing[b][k];
               if (a == 0) continue;
 #pragma unroll
               for (int j = 0; j < kWidth; ++j) {
@@ -187,18 +188,16 @@ __global__ void __launch_bounds__(kNThreads)
               }
             }
           }
-        }
-        if (!wants_routing) continue;
+          if (wants_routing) {
 #pragma unroll
-        for (int b = 0; b < kBlock; ++b) {
-          if (b >= n_samples) break;
+            for (int k = 0; k < kBlock; ++k) {
+              acc_t& dot = dots[b * kBlock + k];
 #pragma unroll
-          for (int k = 0; k < kBlock; ++k) {
-            acc_t& dot = dots[b * kBlock + k];
-#pragma unroll
-            for (int j = 0; j < kWidth; ++j) dot = fma(grad[b][j], weight[k][j], dot);
+              for (int j = 0; j < kWidth; ++j) dot = fma(grad[b][j], weight[k][j], dot);
+            }
           }
         }
+        if (!wants_routing) continue;
         // Up to kBlock samples stay in registers until the last tile.
         if (p.batch <= kBlock && tile + 1 < end_tile) continue;
         warp_transpose_sum(dots, lane);
