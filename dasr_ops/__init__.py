@@ -6,11 +6,10 @@ expert kernels. ``dasr_ops.models`` holds the networks, ``dasr_ops.train`` the t
 
 from __future__ import annotations
 
-from .backends import backends, use_backend
+from ._backends import backends, use_backend
 from .conv import DynamicConv2d
 from .functional import aggregate_experts, dynamic_conv2d, per_sample_conv2d
 from .version import __version__
-
 
 __all__ = [
     "DynamicConv2d",

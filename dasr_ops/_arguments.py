@@ -30,7 +30,7 @@ class ConvOptions(NamedTuple):
     upscale_factor: int
 
 
-def check_aggregate(op: str, weight: Tensor, routing_weights: Tensor) -> None:
+def check_aggregate(op: str, weight: Tensor, routing_weights: Tensor, dtype: torch.dtype) -> None:
     """Check the arguments of ``aggregate_experts``."""
     _check_tensor(op, "weight", weight)
     _check_tensor(op, "routing_weights", routing_weights)
@@ -41,6 +41,7 @@ def check_aggregate(op: str, weight: Tensor, routing_weights: Tensor) -> None:
     _check_experts(op, weight)
     _check_routing(op, routing_weights, weight.shape[0])
     _check_devices(op, weight=weight, routing_weights=routing_weights)
+    _check_dtype(op, "dtype", dtype)
 
 
 def check_dynamic_conv2d(
@@ -263,12 +264,16 @@ def _check_shape(
 def _check_tensor(op: str, name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name}: expected a Tensor, got {type(value).__name__}")
-    if not value.is_floating_point() or value.dtype.itemsize < 2:
-        raise TypeError(
-            f"{op}: {name}: expected float64, float32, bfloat16 or float16, got {value.dtype}"
-        )
+    _check_dtype(op, name, value.dtype)
     if value.layout != torch.strided:
         raise TypeError(f"{op}: {name}: expected a dense tensor, got layout {value.layout}")
+
+
+def _check_dtype(op: str, name: str, dtype: torch.dtype) -> None:
+    if not dtype.is_floating_point or dtype.itemsize < 2:
+        raise TypeError(
+            f"{op}: {name}: expected float64, float32, bfloat16 or float16, got {dtype}"
+        )
 
 
 def _check_devices(op: str, **tensors: Tensor | None) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import ConvOptions, output_shape
-from .backends import eager
+from ._backends import eager
 
 _OPTIONS = (
     "int[] stride, int[] padding, int[] dilation, int groups, float? negative_slope, "

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from . import _arguments as arguments
 from ._arguments import Size2
-from .backends import choose
-from .backends.eager import AUTOCAST_DEVICES
+from ._backends import choose
+from ._backends.eager import AUTOCAST_DEVICES
 
 
 def aggregate_experts(
@@ -30,12 +30,13 @@ def aggregate_experts(
         [B, ...].
 
     Raises:
-        TypeError: an argument is not a dense floating-point tensor.
+        TypeError: an argument is not a dense floating-point tensor, or ``dtype`` not such a type.
         ValueError: shapes or devices do not fit.
     """
-    arguments.check_aggregate("aggregate_experts", weight, routing_weights)
+    dtype = dtype or weight.dtype
+    arguments.check_aggregate("aggregate_experts", weight, routing_weights, dtype)
     backend = choose("aggregate_experts", weight)
-    return backend.aggregate_experts(weight, routing_weights, dtype or weight.dtype)
+    return backend.aggregate_experts(weight, routing_weights, dtype)
 
 
 def dynamic_conv2d(

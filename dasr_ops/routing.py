@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backends.eager import accumulate_dtype
+from ._backends.eager import accumulate_dtype
 
 __all__ = [
     "AttentionRouter",

@@ -1,0 +1,95 @@
+"""`DynamicConv2d` beside `torch.nn.Conv2d`."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dasr_ops import DynamicConv2d
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0), "bias": False},
+        {"kernel_size": (4, 3), "padding": "same", "dilation": 2},
+        {"kernel_size": 3, "padding": 1, "groups": 2},
+    ],
+    ids=str,
+)
+def test_from_conv2d_computes_the_same(kwargs: dict, padding_mode: str) -> None:
+    conv = nn.Conv2d(4, 6, padding_mode=padding_mode, **kwargs)
+    layer = DynamicConv2d.from_conv2d(conv, num_experts=3)
+    routing = torch.randn(2, 3)
+    routing = routing / routing.sum(1, keepdim=True)
+    x = torch.randn(2, 4, 9, 8)
+    # Routing weights of either sign that sum to 1 cost a few digits: their sizes bound the error.
+    tolerance = 3e-6 * float(routing.abs().sum(1).max())
+    torch.testing.assert_close(layer(x, routing), conv(x), rtol=tolerance, atol=4 * tolerance)
+
+
+def test_from_conv2d_copies() -> None:
+    conv = nn.Conv2d(3, 4, 3, device="cpu", dtype=torch.float64).eval()
+    layer = DynamicConv2d.from_conv2d(conv, 2, activation="relu")
+    assert layer.weight.dtype == torch.float64 and not layer.training
+    assert layer.activation == "relu"
+    before = layer.weight.detach().clone()
+    with torch.no_grad():
+        conv.weight.add_(1)
+    assert torch.equal(layer.weight, before)
+
+
+def test_every_expert_is_initialised_like_a_convolution_of_its_own() -> None:
+    torch.manual_seed(0)
+    layer = DynamicConv2d(32, 64, 3, groups=2, num_experts=4)
+    bound = 1 / math.sqrt(16 * 9)
+    for expert, bias in zip(layer.weight, layer.bias, strict=True):
+        assert expert.abs().max() <= bound and bias.abs().max() <= bound
+        # The standard deviation of a uniform distribution is its bound / sqrt(3).
+        assert expert.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(layer.weight, 2))
+
+
+def test_defaults_are_those_of_conv2d() -> None:
+    conv, layer = nn.Conv2d(3, 4, 3), DynamicConv2d(3, 4, 3)
+    for name in ("stride", "padding", "dilation", "groups", "padding_mode"):
+        assert getattr(layer, name) == getattr(conv, name)
+    assert set(layer.state_dict()) == {"weight", "bias"}
+    assert layer.weight.shape == (4, 4, 3, 3, 3)
+
+
+def test_repr_names_what_differs_from_the_defaults() -> None:
+    layer = DynamicConv2d(4, 8, (3, 1), padding="same", groups=2, bias=False, activation="relu")
+    text = repr(layer)
+    for part in ("4, 8", "kernel_size=(3, 1)", "padding='same'", "groups=2", "bias=False", "relu"):
+        assert part in text
+    assert "dilation" not in text
+
+
+def test_deepcopy_state_dict_and_half() -> None:
+    layer = DynamicConv2d(3, 4, 3)
+    twin = DynamicConv2d(3, 4, 3)
+    twin.load_state_dict(layer.state_dict(), strict=True)
+    x, routing = torch.randn(2, 3, 5, 5), torch.randn(2, 4)
+    assert torch.equal(copy.deepcopy(layer)(x, routing), twin(x, routing))
+    half = copy.deepcopy(layer).bfloat16()
+    assert half(x.bfloat16(), routing).dtype == torch.bfloat16
+
+
+def test_fused_arguments_do_what_separate_modules_do() -> None:
+    fused = DynamicConv2d(4, 16, 3, padding=1, activation="leaky_relu", negative_slope=0.2,
+                          upscale_factor=2, residual_scale=0.5)  # fmt: skip
+    plain = DynamicConv2d(4, 16, 3, padding=1)
+    plain.load_state_dict(fused.state_dict())
+    x, routing, residual = torch.randn(2, 4, 6, 5), torch.randn(2, 4), torch.randn(2, 4, 12, 10)
+    y = nn.functional.leaky_relu(nn.functional.pixel_shuffle(plain(x, routing), 2), 0.2)
+    expected = residual + 0.5 * y
+    torch.testing.assert_close(fused(x, routing, residual), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fused(x, routing), y, rtol=1e-5, atol=1e-5)
