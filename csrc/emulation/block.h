@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdio>
-#include <deque>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -145,8 +144,9 @@ class Machine {
     gatherings.erase(gatherings.begin() + i);
     complete(&threads_[32 * self.warp], mask);
     for (int lane = 0; lane < 32; ++lane) {
-      if (mask >> lane & 1) threads_[32 * self.warp + lane]->state = State::kReady;
-      if (mask >> lane & 1 && lane != self.lane) enqueue(32 * self.warp + lane);
+      if ((mask >> lane & 1) == 0) continue;
+      threads_[32 * self.warp + lane]->state = State::kReady;
+      if (lane != self.lane) enqueue(32 * self.warp + lane);
     }
   }
 
@@ -187,7 +187,7 @@ class Machine {
       threads_[id]->copies.clear();
       threads_[id]->group_ends.clear();
     }
-    ready_.clear();
+    first_ready_ = end_ready_ = 0;
     enqueue_all();
     error_.clear();
     current = take();
@@ -226,24 +226,25 @@ class Machine {
     self.fiber.switch_to(current == nullptr ? launcher_ : current->fiber);
   }
 
-  void enqueue(int id) { ready_.push_back(id); }
+  void enqueue(int id) { ready_[end_ready_++ % kMaxThreads] = id; }
 
   void enqueue_all() {
     for (int id = 0; id < n_threads_; ++id) {
       threads_[id]->state = State::kReady;
-      ready_.push_back(settings.order == Order::kReverse ? n_threads_ - 1 - id : id);
+      enqueue(settings.order == Order::kReverse ? n_threads_ - 1 - id : id);
     }
   }
 
   Thread* take() {
-    if (ready_.empty()) return nullptr;
+    if (first_ready_ == end_ready_) return nullptr;
+    int& next = ready_[first_ready_ % kMaxThreads];
     if (settings.order == Order::kShuffled) {
       random_ = random_ * 1664525u + 1013904223u;
-      std::swap(ready_.front(), ready_[(random_ >> 8) % ready_.size()]);
+      const unsigned pick = (random_ >> 8) % (end_ready_ - first_ready_);
+      std::swap(next, ready_[(first_ready_ + pick) % kMaxThreads]);
     }
-    Thread* thread = threads_[ready_.front()].get();
-    ready_.pop_front();
-    return thread;
+    ++first_ready_;
+    return threads_[next].get();
   }
 
   std::string place(const Thread& thread) const {
@@ -282,7 +283,9 @@ class Machine {
   std::vector<std::unique_ptr<Thread>> threads_;
   std::vector<std::vector<Gathering>> gatherings_;  // per warp
   std::vector<unsigned> exited_;                    // per warp, a mask
-  std::deque<int> ready_;
+  static constexpr unsigned kMaxThreads = 1024;
+  int ready_[kMaxThreads];  // a ring: each thread is in it at most once
+  unsigned first_ready_ = 0, end_ready_ = 0;
   void (*body_)(void*) = nullptr;
   void* arguments_ = nullptr;
   int n_threads_ = 0, n_at_barrier_ = 0, n_exited_ = 0;

@@ -40,14 +40,11 @@ inline uint16_t half_bits(float value) {
 }
 
 inline float half_value(uint16_t bits) {
+  // Re-biases the exponent by a multiplication, which makes normal numbers of subnormal ones.
+  const float magnitude = bit_cast<float>((bits & 0x7FFFu) << 13) * 0x1p112f;
+  const uint32_t special = (bits & 0x7C00) == 0x7C00 ? 0x7F800000 : 0;
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
-  const uint32_t exponent = bits >> 10 & 31, mantissa = bits & 0x3FF;
-  if (exponent == 31) return bit_cast<float>(sign | 0x7F800000 | mantissa << 13);
-  if (exponent == 0) {
-    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-    return sign ? -magnitude : magnitude;
-  }
-  return bit_cast<float>(sign | (exponent + 112) << 23 | mantissa << 13);
+  return bit_cast<float>(bit_cast<uint32_t>(magnitude) | special | sign);
 }
 
 inline uint16_t bfloat16_bits(float value) {

@@ -11,15 +11,18 @@ namespace dasr::emulation {
 
 enum class Access { kRead, kWrite, kAtomic };
 
+DASR_UNCHECKED inline void check_valid(const void* pointer, size_t bytes) {
+  if (machine.shared.valid(pointer, bytes)) return;
+  fail("shared memory out of bounds: access to " + std::to_string(bytes) + " bytes");
+}
+
 #ifdef DASR_EMULATION_RACE
 
 class RaceDetector {
  public:
   DASR_UNCHECKED void access(const void* pointer, size_t bytes, Access access, int id) {
     if (!machine.shared.contains(pointer)) return;
-    if (!machine.shared.valid(pointer, bytes)) {
-      fail("shared memory out of bounds: access to " + std::to_string(bytes) + " bytes");
-    }
+    check_valid(pointer, bytes);
     start_block();
     const Mark mark = {machine.epoch, clocks_[id * 32 + id % 32], id, access == Access::kAtomic};
     Cell* cell = &cells_[machine.shared.offset(pointer)];
@@ -111,11 +114,9 @@ inline void note_sync_warp(int, unsigned) {}
 
 #endif
 
-// What the emulation itself does to shared memory for the current thread.
+// What the emulation itself does to shared memory for a thread.
 DASR_UNCHECKED inline void check_access(const void* pointer, size_t bytes, Access access, int id) {
-  if (!machine.shared.valid(pointer, bytes)) {
-    fail("shared memory out of bounds: access to " + std::to_string(bytes) + " bytes");
-  }
+  check_valid(pointer, bytes);
   note_access(pointer, bytes, access, id);
 }
 

@@ -63,6 +63,7 @@ DASR_UNCHECKED void ldmatrix(uint32_t (&registers)[kMatrices], const void* row, 
   if (machine.current->lane < 8 * kMatrices) {
     if (!machine.shared.contains(row)) fail("ldmatrix: the source is not shared memory");
     check_aligned(row, 16, "ldmatrix");
+    check_valid(row, 16);
   }
   machine.gather(kTranspose ? "ldmatrix.trans" : "ldmatrix", ~0u, &self, where,
                  [](auto* threads, unsigned lanes) __attribute__((no_sanitize("thread"))) {
@@ -75,7 +76,7 @@ DASR_UNCHECKED void ldmatrix(uint32_t (&registers)[kMatrices], const void* row, 
                          const int c = kTranspose ? lane / 4 : lane % 4 * 2 + j;
                          const unsigned char* from =
                              static_cast<Operands*>(threads[8 * i + r]->operands)->row + 2 * c;
-                         check_access(from, 2, Access::kRead, threads[lane]->id);
+                         note_access(from, 2, Access::kRead, threads[lane]->id);
                          std::memcpy(&pair[j], from, 2);
                        }
                        static_cast<Operands*>(threads[lane]->operands)->registers[i] =
