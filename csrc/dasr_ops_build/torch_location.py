@@ -59,7 +59,7 @@ def _torch_in(folder: Path) -> Torch | None:
     except OSError:
         return None
     match = re.search(r"__version__ = '(\d+\.\d+[^']*)'", text)
-    torch = Torch(folder.absolute(), match.group(1)) if match else None
+    torch = Torch(folder.resolve(), match.group(1)) if match else None
     return torch if torch is not None and torch.release >= MINIMUM else None
 
 
