@@ -151,21 +151,25 @@ struct WinogradConv {
       g.a_row = tile_stride(kPoints, channels);
       g.a_depth = 1;
       g.b_depth = ld;
-      g.c_row = tile_stride(kPoints, ld);
+      // A single panel that is not wider than the input replaces it: less cache is needed.
+      const bool in_place = kernel_layout.panels.count == 1 && ld <= channels;
+      float* product = in_place ? buf.input : buf.product;
+      const int64_t point = in_place ? channels : ld;
+      g.c_row = tile_stride(kPoints, point);
       for (int64_t i = 0; i < kPoints; ++i) {
         g.a = buf.input + i * channels;
         g.b = kernels + kernel_layout.offset(p) + i * kernel_layout.point_stride(p);
-        g.c = buf.product + i * ld;
+        g.c = product + i * point;
         gemm(g);
       }
-      transform_output(buf.product, th, tw, ld, bias + first, buf.patch);
+      transform_output(product, point, th, tw, ld, bias + first, buf.patch);
       store_block(job.dst, block, first, min_of(first + ld, job.out()), buf.patch, cols * ld, ld,
                   buf.sink);
     }
   }
 
-  static void transform_output(const float* product, int64_t th, int64_t tw, int64_t ld,
-                               const float* bias, float* dst) {
+  static void transform_output(const float* product, int64_t point, int64_t th, int64_t tw,
+                               int64_t ld, const float* bias, float* dst) {
     const int64_t row = tw * W::kOut * ld;
     for (int64_t ty = 0; ty < th; ++ty) {
       for (int64_t tx = 0; tx < tw; ++tx) {
@@ -173,10 +177,10 @@ struct WinogradConv {
         for (int64_t n = 0; n < ld; n += kLanes) {
           const vf shift = load(bias + n);
           transform_square<W::kIn, W::kOut, W::output>(
-              [&](int i, int j) { return load(product + (i * W::kIn + j) * ld + n); },
+              [&](int i, int j) { return load(product + (i * W::kIn + j) * point + n); },
               [&](int i, int j, vf v) { store(tile + i * row + j * ld + n, v + shift); });
         }
-        product += tile_stride(kPoints, ld);
+        product += tile_stride(kPoints, point);
       }
     }
   }

@@ -105,6 +105,9 @@ static void store_nhwc_line(const Sink& s, const Block& k, int64_t y, int64_t n0
     const int64_t index = offset_at(s.strides, k.b, o, row, col);
     const int64_t res = offset_at(s.residual_strides, k.b, o, row, col);
     for (int64_t p = 0; p < k.cols; ++p) {
+      for (int64_t ahead = 0; ahead < run; ahead += kAlign) {
+        __builtin_prefetch(s.data + index + (p + 8) * r * s.strides.x + ahead, 1);
+      }
       store_run(s, index + p * r * s.strides.x, src + p * ld + (n - n0), run,
                 res + p * r * s.residual_strides.x, s.residual_strides.c);
     }
