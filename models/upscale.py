@@ -49,8 +49,8 @@ class Upscaler:
             experts are mixed and the degradation is predicted.
         tile: side of the largest square of LR pixels that the network sees at a time, context
             included; 0 for the whole image. A tile of 256 takes about 1 GB at x4 in float32.
-        overlap: context of a tile on each side, in LR pixels, less than half of ``tile``. Ignored
-            where ``tile`` is 0.
+        overlap: context of a tile on each side, in LR pixels, less than half of ``tile``; no more
+            than `receptive_field_radius` is used. Ignored where ``tile`` is 0.
         device: where to compute; None for CUDA, Apple's MPS or the CPU, the first there is.
         dtype: float32, float16 or bfloat16, of the features of G; None for float16 on CUDA and
             float32 elsewhere. What is not finite in 16 bits is computed again in float32.
@@ -261,11 +261,12 @@ class Upscaler:
     def _bands(
         self, image: Tensor, degradation: Tensor | Edit | None, progress: Progress | None
     ) -> Any:
-        lr = image.to(self.device, torch.float32)
+        lr = image.to(self.device, torch.float32, memory_format=torch.channels_last)
         weights = self._weights(lr, degradation)
         radius = self.receptive_field_radius
-        rows = cut(lr.shape[2], self.tile, self.overlap, radius)
-        columns = cut(lr.shape[3], self.tile, self.overlap, radius)
+        overlap = min(self.overlap, radius)  # more would be computed in vain
+        rows = cut(lr.shape[2], self.tile, overlap, radius)
+        columns = cut(lr.shape[3], self.tile, overlap, radius)
         total, done, dtype = len(rows) * len(columns), 0, self.dtype
 
         def network(tile: Tensor) -> Tensor:

@@ -135,3 +135,14 @@ def test_receptive_field_radius(scale, blocks):
 
 def test_official_receptive_field():
     assert MSRResNetDynamic().receptive_field_radius == 35
+
+
+@pytest.mark.slow
+def test_compiles_as_one_graph_and_exports_with_dynamic_sizes(model):
+    lr = torch.rand(2, 3, 12, 9)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(lr), model(lr), rtol=0, atol=1e-6)
+    height, width = (torch.export.Dim(name, min=4, max=4096) for name in ("height", "width"))
+    program = torch.export.export(model, (lr,), dynamic_shapes={"lr": {2: height, 3: width}})
+    other = torch.rand(2, 3, 31, 17)
+    torch.testing.assert_close(program.module()(other), model(other), rtol=0, atol=1e-6)

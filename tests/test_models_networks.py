@@ -202,6 +202,33 @@ def test_discriminator_returns_a_map_and_uses_its_skips():
         with_skips(torch.rand(2, 3, 12, 16))
 
 
+def test_discriminator_is_the_official_one():
+    torch.manual_seed(0)
+    net, x = UNetDiscriminatorSN(num_feat=4), torch.rand(2, 3, 16, 8)
+    net(x)  # fresh u and v are random: one step brings them near the singular vectors
+    state = net.eval().state_dict()
+
+    def conv(t: Tensor, name: str, stride: int = 1) -> Tensor:
+        weight, u, v = (state[f"{name}.weight_{part}"] for part in ("orig", "u", "v"))
+        out = F.conv2d(t, weight / (u @ weight.flatten(1) @ v), stride=stride, padding=1)
+        return torch.where(out > 0, out, 0.2 * out)
+
+    def up(t: Tensor) -> Tensor:
+        size = (2 * t.shape[2], 2 * t.shape[3])
+        return F.interpolate(t, size=size, mode="bilinear", align_corners=False)
+
+    first = F.conv2d(x, state["conv0.weight"], state["conv0.bias"], padding=1)
+    downs = [torch.where(first > 0, first, 0.2 * first)]
+    for name in ("conv1", "conv2", "conv3"):
+        downs.append(conv(downs[-1], name, stride=2))
+    out = downs.pop()
+    for name in ("conv4", "conv5", "conv6"):
+        out = conv(up(out), name) + downs.pop()
+    out = conv(conv(out, "conv7"), "conv8")
+    expected = F.conv2d(out, state["conv9.weight"], state["conv9.bias"], padding=1)
+    torch.testing.assert_close(net(x), expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
 def test_discriminator_is_spectrally_normalised():
     torch.manual_seed(0)
     net = UNetDiscriminatorSN(num_feat=4)
