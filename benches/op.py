@@ -1,8 +1,8 @@
 """``python benches/op.py``: the operator beside the official formulation, at the shapes of DASR.
 
-The official formulation mixes the experts by ``torch.mm`` and folds the batch into the groups of one
-``conv2d``. Both are timed in turn in one process; the figures are ratios of medians. Before a time
-is taken the result is compared with float64.
+The official formulation mixes the experts by ``torch.mm`` and folds the batch into the groups of
+one ``conv2d``. Both are timed in turn in one process; the figures are ratios of medians. Before a
+time is taken the result is compared with float64.
 """
 
 from __future__ import annotations

@@ -126,8 +126,11 @@ def test_depthwise(backend: str) -> None:
 
 @pytest.mark.parametrize(
     ("activation", "slope", "with_residual", "factor"),
-    list(itertools.product([None, "relu", "leaky_relu"], [0.1], [False, True], [1, 2]))
-    + [("leaky_relu", -0.5, False, 2), ("leaky_relu", -0.5, True, 1)],
+    [
+        *itertools.product([None, "relu", "leaky_relu"], [0.1], [False, True], [1, 2]),
+        ("leaky_relu", -0.5, False, 2),
+        ("leaky_relu", -0.5, True, 1),
+    ],
 )
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 3)])
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -1,4 +1,4 @@
-"""How the operators sit in PyTorch: schemas, opcheck, compile, export, autocast, double backward."""
+"""The operators in PyTorch: schemas, opcheck, compile, export, autocast, double backward."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dasr_ops.models import DASR, Degradation_Predictor, MSRResNetDynamic, SRResNet, save_dasr
+from dasr_ops.models import DASR, Degradation_Predictor, MSRResNetDynamic, save_dasr
 from dasr_ops.models.files import atomic_path
 
 from .data import PatchDataset
@@ -111,11 +111,15 @@ class DegradedBatches(Dataset):
 
 
 def build(config: Config) -> nn.Module:
-    """Return the network to train, initialised from the seed."""
+    """Return the network to train, initialised from the seed.
+
+    The static network is trained as a dynamic one with a single expert, which is the same function
+    in the same kernels, and saved as the SRResNet that it is.
+    """
     torch.manual_seed(config.seed)
     body = {"num_feat": config.num_feat, "num_block": config.num_block, "upscale": SCALE}
     if config.static:
-        return SRResNet(**body)
+        return MSRResNetDynamic(num_models=1, **body)
     return DASR(
         MSRResNetDynamic(num_models=config.num_models, **body),
         Degradation_Predictor(nf=config.predictor_feat, num_networks=config.num_models),
@@ -127,7 +131,7 @@ def losses(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss and its parts; ``told`` [B] says which samples G knows the truth of."""
     if not isinstance(model, DASR):
-        pixel = (model(lr) - gt).abs().mean()
+        pixel = (model(lr, lr.new_ones(len(lr), 1)) - gt).abs().mean()
         return pixel, {"pixel": pixel}
     predicted = model.net_p(lr)
     weights = torch.where(told[:, None], model.net_p.mix(v), predicted.weights)
@@ -242,7 +246,8 @@ def _export(config: Config, average: nn.Module) -> None:
         save_dasr(average, config.run / "dasr.safetensors")
         return
     with atomic_path(config.run / "srresnet.pth") as temporary:
-        torch.save({"params": average.state_dict()}, temporary)
+        static = average.to_static(torch.ones(1, 1))
+        torch.save({"params": static.state_dict()}, temporary)
 
 
 if __name__ == "__main__":
