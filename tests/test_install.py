@@ -309,7 +309,7 @@ def test_build_makes_a_source_distribution_and_a_wheel_of_it(
     (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    for folder in ("csrc", "models", "train", "tests"):
+    for folder in ("csrc", "models", "train", "tests", "benches"):
         for path in (checkout / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 assert path.relative_to(checkout).as_posix() in names
