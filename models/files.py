@@ -32,8 +32,10 @@ def atomic_path(path: str | os.PathLike[str], *, replace: bool = True) -> Iterat
         raise IsADirectoryError(f"{final} is a folder")
     temporary = final.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}.tmp"
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    mode = temporary.stat().st_mode
     try:
         yield temporary
+        temporary.chmod(mode)  # some writers replace the file by a private one of theirs
         _sync(temporary)
         if not replace and final.exists():
             raise FileExistsError(f"{final} exists")

@@ -88,6 +88,9 @@ def test_safetensors_round_trip(tmp_path, scale, half):
     )
     path = tmp_path / "model.safetensors"
     save_dasr(model, path, half=half, metadata={"trained_on": "noise"})
+    reference = tmp_path / "reference"
+    reference.touch()
+    assert path.stat().st_mode == reference.stat().st_mode
     stored = load_file(path)
     assert {t.dtype for t in stored.values()} == {torch.float16 if half else torch.float32}
     metadata = read_metadata(path)
