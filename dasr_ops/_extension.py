@@ -52,9 +52,11 @@ class Extension:
             ) from error
         self._library = ctypes.CDLL(str(path))
         self._library.dasr_ops_build_info.restype = ctypes.c_char_p
+        self._library.dasr_ops_cpu_isa.restype = ctypes.c_char_p
         info = json.loads(self._library.dasr_ops_build_info().decode())
         # What was left out of the build is empty there.
         self.info = {key: value or None for key, value in info.items()}
+        self.info["cpu_isa"] = self._library.dasr_ops_cpu_isa().decode()
 
 
 def find_library(package_dir: Path) -> Path:

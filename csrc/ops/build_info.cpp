@@ -3,6 +3,8 @@
 #include <cuda_runtime_api.h>
 #endif
 
+#include "cpu/kernels/isa.h"
+
 #define DASR_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Found by searching the file, so that a stale library need not be loaded to be recognised.
@@ -12,6 +14,11 @@ extern "C" __attribute__((used)) const char dasr_ops_source_hash[] =
 DASR_EXPORT const char* dasr_ops_build_info() {
   return "{\"torch\": \"" DASR_OPS_TORCH_VERSION "\", \"cuda\": \"" DASR_OPS_CUDA_VERSION
          "\", \"cuda_archs\": \"" DASR_OPS_CUDA_ARCHS "\"}";
+}
+
+// The instruction set that the CPU kernels run in.
+DASR_EXPORT const char* dasr_ops_cpu_isa() {
+  return dasr::cpu::isa_name(dasr::cpu::isa_choice().isa);
 }
 
 // 13000 for CUDA 13.0; 0 without a driver, or in a build without CUDA.

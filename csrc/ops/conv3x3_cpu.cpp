@@ -1,13 +1,17 @@
 #include "ops/conv3x3_cpu.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "cpu/kernels/conv3x3.h"
+#include "cpu/kernels/isa.h"
 
 namespace dasr {
 namespace {
 
 cpu::ThreadPool thread_pool() {
+  const char* error = cpu::isa_choice().error;
+  STD_TORCH_CHECK(error == nullptr, "dasr_ops: ", error, ", got ", std::getenv("DASR_OPS_CPU_ISA"));
   cpu::ThreadPool pool;
   pool.num_threads = static_cast<int>(torch::stable::get_num_threads());
   pool.parallel_for = [](int64_t begin, int64_t end, int64_t grain,

@@ -46,6 +46,8 @@ class CpuBackend:
 
     def __init__(self, library: Library) -> None:
         self.reason = extension.reason
+        if extension.loaded:
+            self.description += f" ({extension.info['cpu_isa']})"
         self.aggregate_experts = library.aggregate_experts
         self.dynamic_conv2d = library.dynamic_conv2d
         self.per_sample_conv2d = library.per_sample_conv2d

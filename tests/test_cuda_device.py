@@ -1,0 +1,107 @@
+"""The CUDA backend on a real device; skipped without one. The emulation covers the rest."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dasr_ops
+from tests import reference
+from tests.reference import ROUNDOFF, max_error, rms_error
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def test_backend_is_there() -> None:
+    # On a machine with a GPU and nvcc a build without CUDA is a failure, not a reason to skip.
+    assert dasr_ops.backends()["cuda"].startswith("available"), dasr_ops.backends()["cuda"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1,), (7,), (8, 6, 3, 3), (64, 64, 3, 3), (100_003,)])
+@pytest.mark.parametrize("batch", [0, 1, 6, 17])
+def test_aggregate(dtype: torch.dtype, shape: tuple[int, ...], batch: int) -> None:
+    weight = torch.randn(5, *shape, dtype=dtype, device="cuda", requires_grad=True)
+    routing = torch.randn(batch, 5, dtype=dtype, device="cuda", requires_grad=True)
+    with dasr_ops.use_backend("cuda"):
+        actual = dasr_ops.aggregate_experts(weight, routing)
+    inputs = [t.detach().double().requires_grad_() for t in (weight, routing)]
+    expected = reference.aggregate_experts(*inputs)
+    # 5 products and sums in float32, one rounding to the result's type.
+    bar = ROUNDOFF[dtype] * (6 if dtype.itemsize >= 4 else 1.01)
+    assert max_error(actual, expected) <= bar
+    if batch == 0:
+        return
+    grad = torch.randn_like(actual)
+    got = torch.autograd.grad(actual, [weight, routing], grad)
+    want = torch.autograd.grad(expected, inputs, grad.double())
+    for a, b in zip(got, want, strict=True):
+        assert rms_error(a, b) <= 8 * ROUNDOFF[dtype] * weight[0].numel() ** 0.25
+
+
+def test_zero_routing_skips_expert() -> None:
+    weight = torch.randn(4, 1000, device="cuda")
+    weight[2] = float("nan")
+    routing = torch.randn(3, 4, device="cuda")
+    routing[:, 2] = 0
+    assert dasr_ops.aggregate_experts(weight, routing).isfinite().all()
+
+
+def test_same_bits_on_every_run() -> None:
+    weight = torch.randn(5, 64, 64, 3, 3, device="cuda", requires_grad=True)
+    routing = torch.randn(6, 5, device="cuda", requires_grad=True)
+    grad = torch.randn(6, 64, 64, 3, 3, device="cuda")
+    runs = []
+    for _ in range(5):
+        out = dasr_ops.aggregate_experts(weight, routing)
+        runs.append((out, *torch.autograd.grad(out, [weight, routing], grad)))
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], run, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dynamic_conv2d(dtype: torch.dtype) -> None:
+    args = {
+        "input": torch.randn(3, 6, 9, 7, device="cuda", dtype=dtype),
+        "weight": torch.randn(4, 8, 6, 3, 3, device="cuda", dtype=dtype) / 7,
+        "routing_weights": torch.randn(3, 4, device="cuda", dtype=dtype),
+        "bias": torch.randn(4, 8, device="cuda", dtype=dtype),
+    }
+    torch.backends.cudnn.allow_tf32 = False
+    with dasr_ops.use_backend("cuda"):
+        actual = dasr_ops.dynamic_conv2d(**args, padding=1, activation="relu", upscale_factor=2)
+    cpu = {name: value.cpu() for name, value in args.items()}
+    expected = reference.dynamic_conv2d(**cpu, padding=1, activation="relu", upscale_factor=2)
+    bar = 2e-6 if dtype == torch.float32 else 3 * ROUNDOFF[dtype]
+    assert max_error(actual.cpu(), expected) <= max(bar, 1e-14)
+
+
+def test_on_another_stream_and_in_a_graph() -> None:
+    weight = torch.randn(5, 64, 64, 3, 3, device="cuda")
+    routing = torch.randn(6, 5, device="cuda")
+    expected = dasr_ops.aggregate_experts(weight, routing)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        other = dasr_ops.aggregate_experts(weight, routing)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert torch.equal(other, expected)
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = dasr_ops.aggregate_experts(weight, routing)
+    weight.mul_(2)
+    graph.replay()
+    assert torch.equal(captured, 2 * expected)
+
+
+def test_opcheck() -> None:
+    weight = torch.randn(5, 8, 3, 3, 3, device="cuda", requires_grad=True)
+    routing = torch.randn(6, 5, device="cuda", requires_grad=True)
+    args = (weight, routing, torch.bfloat16)
+    torch.library.opcheck(torch.ops.dasr_ops.aggregate_experts.default, args)
