@@ -251,7 +251,7 @@ def test_other_systems_have_no_extension(
 
 @needs_library
 def test_the_build_tells_what_it_was_made_with() -> None:
-    assert set(extension.info) == {"torch", "cuda", "cuda_archs"}
+    assert set(extension.info) == {"torch", "cuda", "cuda_archs", "cpu_isa"}
     assert re.match(r"\d+\.\d+", extension.info["torch"])
     assert (extension.info["cuda"] is None) == (extension.info["cuda_archs"] is None)
     assert extension.cuda_driver_version() >= 0
