@@ -9,6 +9,7 @@ namespace DASR_OPS_ISA {
 
 constexpr int64_t kFewChannels = 4;
 constexpr int64_t kDirectCols = 64;
+constexpr int64_t kSumChannels = 8;
 
 // Few input channels: the taps and channels of one row of the kernel are contiguous in a
 // channels-last patch, so three segments of 3 * I values are multiplied without an im2col copy.
@@ -133,36 +134,48 @@ struct FewOutputsConv {
   template <int kOut, int kVecs>
   static void run_columns(const float* patch, int64_t plane, int64_t pitch, int64_t in,
                           const float* kernels, const float* bias, float* dst) {
-    vf acc[kOut][kVecs];
+    vf total[kOut][kVecs];
     DASR_OPS_UNROLL
     for (int n = 0; n < kOut; ++n) {
       DASR_OPS_UNROLL
       for (int v = 0; v < kVecs; ++v) {
-        acc[n][v] = splat(bias[n]);
+        total[n][v] = splat(bias[n]);
       }
     }
-    for (int64_t c = 0; c < in; ++c) {
-      const float* w = kernels + c * 9 * kFewChannels;
-      for (int64_t dy = 0; dy < 3; ++dy) {
-        const float* src = patch + c * plane + dy * pitch;
-        DASR_OPS_UNROLL
-        for (int dx = 0; dx < 3; ++dx) {
+    // Sums of sums, because one long sum would be less exact than a Winograd convolution.
+    for (int64_t first = 0; first < in; first += kSumChannels) {
+      vf acc[kOut][kVecs] = {};
+      for (int64_t c = first; c < min_of(first + kSumChannels, in); ++c) {
+        const float* w = kernels + c * 9 * kFewChannels;
+        for (int64_t dy = 0; dy < 3; ++dy) {
+          const float* src = patch + c * plane + dy * pitch;
           DASR_OPS_UNROLL
-          for (int v = 0; v < kVecs; ++v) {
-            const vf x = load(src + dx + v * kLanes);
+          for (int dx = 0; dx < 3; ++dx) {
             DASR_OPS_UNROLL
-            for (int n = 0; n < kOut; ++n) {
-              acc[n][v] += x * w[dx * kFewChannels + n];
+            for (int v = 0; v < kVecs; ++v) {
+              vf x = load(src + dx + v * kLanes);
+              DASR_OPS_KEEP(x);
+              DASR_OPS_UNROLL
+              for (int n = 0; n < kOut; ++n) {
+                acc[n][v] += x * w[dx * kFewChannels + n];
+              }
             }
           }
+          w += 3 * kFewChannels;
         }
-        w += 3 * kFewChannels;
+      }
+      DASR_OPS_UNROLL
+      for (int n = 0; n < kOut; ++n) {
+        DASR_OPS_UNROLL
+        for (int v = 0; v < kVecs; ++v) {
+          total[n][v] += acc[n][v];
+        }
       }
     }
     for (int v = 0; v < kVecs; ++v) {
       for (int n = 0; n < kOut; ++n) {
         alignas(64) float lanes[kLanes];
-        store(lanes, acc[n][v]);
+        store(lanes, total[n][v]);
         for (int64_t l = 0; l < kLanes; ++l) {
           dst[(v * kLanes + l) * kOut + n] = lanes[l];
         }

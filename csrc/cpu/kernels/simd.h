@@ -21,6 +21,15 @@
 #define DASR_OPS_SHUFFLE4(a, b, i, j, k, l) __builtin_shuffle(a, b, vi4{i, j, k, l})
 #endif
 
+// Compilers may fold a load into each of its uses, which costs more when it crosses cache lines.
+#if defined(__x86_64__) && defined(__AVX512F__)
+#define DASR_OPS_KEEP(v) __asm__("" : "+v"(v))
+#elif defined(__x86_64__)
+#define DASR_OPS_KEEP(v) __asm__("" : "+x"(v))
+#else
+#define DASR_OPS_KEEP(v)
+#endif
+
 namespace dasr_ops {
 namespace cpu {
 namespace DASR_OPS_ISA {
