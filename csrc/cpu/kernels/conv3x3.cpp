@@ -2,7 +2,7 @@
 
 #include "isa.h"
 
-namespace dasr_ops {
+namespace dasr {
 namespace cpu {
 
 bool conv3x3_supported(const Conv3x3Params& p) {
@@ -40,4 +40,4 @@ void conv3x3_backward(const Conv3x3BackwardParams& params, const ThreadPool& poo
 }
 
 }  // namespace cpu
-}  // namespace dasr_ops
+}  // namespace dasr

@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-namespace dasr_ops {
+namespace dasr {
 namespace cpu {
 
 // How the caller's threads are reached. parallel_for splits [begin, end) into ranges of at least
@@ -90,4 +90,4 @@ void conv3x3_forward(const Conv3x3Params& params, const ThreadPool& pool);
 void conv3x3_backward(const Conv3x3BackwardParams& params, const ThreadPool& pool);
 
 }  // namespace cpu
-}  // namespace dasr_ops
+}  // namespace dasr

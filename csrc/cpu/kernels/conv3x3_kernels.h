@@ -4,7 +4,7 @@
 #include "expert_grad.h"
 #include "isa.h"
 
-namespace dasr_ops {
+namespace dasr {
 namespace cpu {
 namespace DASR_OPS_ISA {
 
@@ -190,4 +190,4 @@ void conv3x3_backward(const Conv3x3BackwardParams& p, const ThreadPool& pool) {
 
 }  // namespace DASR_OPS_ISA
 }  // namespace cpu
-}  // namespace dasr_ops
+}  // namespace dasr

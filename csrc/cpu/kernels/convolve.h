@@ -6,7 +6,7 @@
 #include "sink.h"
 #include "tasks.h"
 
-namespace dasr_ops {
+namespace dasr {
 namespace cpu {
 namespace DASR_OPS_ISA {
 
@@ -99,4 +99,4 @@ static void convolve(const ConvJob& job, const ThreadPool& pool) {
 
 }  // namespace DASR_OPS_ISA
 }  // namespace cpu
-}  // namespace dasr_ops
+}  // namespace dasr

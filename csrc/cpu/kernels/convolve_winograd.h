@@ -4,7 +4,7 @@
 #include "convolve.h"
 #include "winograd.h"
 
-namespace dasr_ops {
+namespace dasr {
 namespace cpu {
 namespace DASR_OPS_ISA {
 
@@ -188,4 +188,4 @@ struct WinogradConv {
 
 }  // namespace DASR_OPS_ISA
 }  // namespace cpu
-}  // namespace dasr_ops
+}  // namespace dasr

@@ -3,7 +3,7 @@
 
 #include "weight_grad.h"
 
-namespace dasr_ops {
+namespace dasr {
 namespace cpu {
 namespace DASR_OPS_ISA {
 
@@ -95,4 +95,4 @@ static void expert_grad(const Conv3x3BackwardParams& p, const GradJob& job,
 
 }  // namespace DASR_OPS_ISA
 }  // namespace cpu
-}  // namespace dasr_ops
+}  // namespace dasr

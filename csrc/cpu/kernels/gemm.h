@@ -3,7 +3,7 @@
 
 #include "simd.h"
 
-namespace dasr_ops {
+namespace dasr {
 namespace cpu {
 namespace DASR_OPS_ISA {
 
@@ -122,4 +122,4 @@ DASR_OPS_INLINE Panels panels_of(int64_t columns) {
 
 }  // namespace DASR_OPS_ISA
 }  // namespace cpu
-}  // namespace dasr_ops
+}  // namespace dasr

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <initializer_list>
 
-namespace dasr_ops {
+namespace dasr {
 namespace cpu {
 namespace {
 
@@ -58,4 +58,4 @@ const IsaChoice& isa_choice() {
 }
 
 }  // namespace cpu
-}  // namespace dasr_ops
+}  // namespace dasr

@@ -12,7 +12,7 @@
 
 #include "conv3x3.h"
 
-namespace dasr_ops {
+namespace dasr {
 namespace cpu {
 
 enum class Isa { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
@@ -39,4 +39,4 @@ DASR_OPS_DECLARE_KERNELS(avx512)
 #undef DASR_OPS_DECLARE_KERNELS
 
 }  // namespace cpu
-}  // namespace dasr_ops
+}  // namespace dasr

@@ -3,7 +3,7 @@
 
 #include "source.h"
 
-namespace dasr_ops {
+namespace dasr {
 namespace cpu {
 namespace DASR_OPS_ISA {
 
@@ -131,4 +131,4 @@ static void pack_unit(const KernelBank& bank, int64_t b, int64_t unit, float* sc
 
 }  // namespace DASR_OPS_ISA
 }  // namespace cpu
-}  // namespace dasr_ops
+}  // namespace dasr

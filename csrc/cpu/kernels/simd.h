@@ -30,7 +30,7 @@
 #define DASR_OPS_KEEP(v)
 #endif
 
-namespace dasr_ops {
+namespace dasr {
 namespace cpu {
 namespace DASR_OPS_ISA {
 
@@ -171,4 +171,4 @@ static void transpose(const float* src, int64_t src_stride, int64_t rows, int64_
 
 }  // namespace DASR_OPS_ISA
 }  // namespace cpu
-}  // namespace dasr_ops
+}  // namespace dasr

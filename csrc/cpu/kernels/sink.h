@@ -4,7 +4,7 @@
 
 #include "source.h"
 
-namespace dasr_ops {
+namespace dasr {
 namespace cpu {
 namespace DASR_OPS_ISA {
 
@@ -169,4 +169,4 @@ static void store_block(const Sink& s, const Block& k, int64_t n0, int64_t n1, c
 
 }  // namespace DASR_OPS_ISA
 }  // namespace cpu
-}  // namespace dasr_ops
+}  // namespace dasr

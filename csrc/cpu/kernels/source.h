@@ -4,7 +4,7 @@
 
 #include "simd.h"
 
-namespace dasr_ops {
+namespace dasr {
 namespace cpu {
 namespace DASR_OPS_ISA {
 
@@ -267,4 +267,4 @@ static void load_planar(const Source& s, int64_t b, const Window& w, float* dst,
 
 }  // namespace DASR_OPS_ISA
 }  // namespace cpu
-}  // namespace dasr_ops
+}  // namespace dasr

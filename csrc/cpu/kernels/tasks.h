@@ -6,7 +6,7 @@
 #include "conv3x3.h"
 #include "simd.h"
 
-namespace dasr_ops {
+namespace dasr {
 namespace cpu {
 namespace DASR_OPS_ISA {
 
@@ -72,4 +72,4 @@ static void run_tasks(const ThreadPool& pool, int64_t tasks, const Fn& fn) {
 
 }  // namespace DASR_OPS_ISA
 }  // namespace cpu
-}  // namespace dasr_ops
+}  // namespace dasr

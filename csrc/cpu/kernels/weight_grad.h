@@ -4,7 +4,7 @@
 #include "convolve_direct.h"
 #include "convolve_winograd.h"
 
-namespace dasr_ops {
+namespace dasr {
 namespace cpu {
 namespace DASR_OPS_ISA {
 
@@ -351,4 +351,4 @@ static void weight_grad(const GradJob& job, const ThreadPool& pool) {
 
 }  // namespace DASR_OPS_ISA
 }  // namespace cpu
-}  // namespace dasr_ops
+}  // namespace dasr

@@ -3,7 +3,7 @@
 
 #include "simd.h"
 
-namespace dasr_ops {
+namespace dasr {
 namespace cpu {
 namespace DASR_OPS_ISA {
 
@@ -146,4 +146,4 @@ DASR_OPS_INLINE void transform_square(Load load_at, Store store_at) {
 
 }  // namespace DASR_OPS_ISA
 }  // namespace cpu
-}  // namespace dasr_ops
+}  // namespace dasr
