@@ -53,6 +53,27 @@ def test_forced_backend_refuses_tensors_of_another_device() -> None:
         dasr_ops.dynamic_conv2d(x, w, a)
 
 
+@pytest.mark.parametrize(
+    ("arch", "runs", "does_not"),
+    [
+        ("80", [(8, 0), (8, 6), (8, 9)], [(7, 5), (9, 0)]),
+        ("86", [(8, 6), (8, 9)], [(8, 0)]),
+        ("90a", [(9, 0)], [(8, 0), (10, 0)]),
+        ("90+ptx", [(9, 0), (10, 0), (12, 1)], [(8, 9)]),
+        ("120", [(12, 0), (12, 1)], [(10, 0)]),
+    ],
+)
+def test_architectures(arch: str, runs: list, does_not: list) -> None:
+    assert all(_backends._runs_on(arch, capability) for capability in runs)
+    assert not any(_backends._runs_on(arch, capability) for capability in does_not)
+
+
+def test_import_does_not_start_cuda() -> None:
+    # A process that has touched CUDA cannot fork workers that use it.
+    code = "import torch; torch.cuda.is_available = None; import dasr_ops; print('ok')"
+    assert run(code).stdout.strip() == "ok"
+
+
 def run(code: str, **environment: Any) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],

@@ -8,8 +8,10 @@ A backend is an object with ``aggregate_experts``, ``dynamic_conv2d`` and ``per_
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -64,9 +66,13 @@ class CudaBackend:
     description = "CUDA C++ kernels"
 
     def __init__(self, library: Library) -> None:
-        self.reason = _cuda_reason()
         self.aggregate_experts = library.aggregate_experts
-        self.per_sample_conv2d = staticmethod(eager.per_sample_conv2d).__func__
+        self.per_sample_conv2d = eager.per_sample_conv2d
+
+    @cached_property
+    def reason(self) -> str | None:
+        """Why the backend is not available; asked for late, since asking starts CUDA."""
+        return _cuda_reason()
 
     def dynamic_conv2d(
         self,
@@ -106,7 +112,31 @@ def _cuda_reason() -> str | None:
             f"the driver supports CUDA {driver // 1000}.{driver % 1000 // 10}, "
             f"the kernels were built with {major}.{minor}"
         )
+    archs = (extension.info.get("cuda_archs") or "").split()
+    capability = torch.cuda.get_device_capability()
+    if not any(_runs_on(arch, capability) for arch in archs):
+        return (
+            f"the kernels were built for {', '.join(archs)}, the device is "
+            f"sm_{capability[0]}{capability[1]}; set DASR_OPS_CUDA_ARCHS and build again"
+        )
     return None
+
+
+def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
+    """Whether code for ``arch`` ("80", "90a", "90+ptx") runs on a device."""
+    match = re.fullmatch(r"(\d+)(\d)([af]?)(\+ptx)?", arch)
+    if match is None:
+        return False
+    target = (int(match[1]), int(match[2]))
+    if match[3] == "a":
+        return capability == target
+    same_major = capability[0] == target[0] and capability[1] >= target[1]
+    return same_major or (match[4] is not None and not match[3] and capability >= target)
+
+
+@torch.compiler.assume_constant_result
+def _unavailable(name: str) -> str | None:
+    return _BACKENDS[name].reason
 
 
 _library = Library("dasr_ops", define=not extension.loaded)
@@ -169,7 +199,7 @@ def choose(op: str, input: Tensor) -> Any:
             raise RuntimeError(f"{op}: backend {_requested!r} was asked for, but {refusal}")
         return backend
     for name in _ORDER.get(input.device.type, ("eager",)):
-        if _BACKENDS[name].reason is None and _BACKENDS[name].refuses(input) is None:
+        if _unavailable(name) is None and _BACKENDS[name].refuses(input) is None:
             return _BACKENDS[name]
     return _BACKENDS["eager"]
 
@@ -179,7 +209,7 @@ def _requested_backend(name: str) -> Any:
         raise ValueError(
             f"backend: expected one of {', '.join(map(repr, _BACKENDS))}, got {name!r}"
         )
-    backend = _BACKENDS[name]
-    if backend.reason is not None:
-        raise RuntimeError(f"backend {name!r} was asked for, but {backend.reason}")
-    return backend
+    reason = _unavailable(name)
+    if reason is not None:
+        raise RuntimeError(f"backend {name!r} was asked for, but {reason}")
+    return _BACKENDS[name]
