@@ -20,8 +20,9 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from dasr_ops.models import DASR, load_dasr, load_srresnet
+from dasr_ops.models import load_dasr, load_srresnet
 from dasr_ops.models.files import atomic_path
+from dasr_ops.models.upscale import DEFAULT_WEIGHTS
 
 from .data import read_rgb
 from .degradations import LEVELS, apply, labels, sample
@@ -71,18 +72,12 @@ def methods(config: Config) -> dict[str, Method]:
     if config.static is not None:
         srresnet = load_srresnet(config.static).eval()
         chosen["SRResNet, same body"] = lambda lr, v: srresnet(lr)
-    paths = config.weights or (shipped_weights(),)
-    dasr: DASR = load_dasr(*paths).eval()
+    dasr = load_dasr(*(config.weights or (DEFAULT_WEIGHTS,))).eval()
     mean = mean_vector()[None]
     chosen["DASR"] = lambda lr, v: dasr(lr)
     chosen["DASR, true v"] = lambda lr, v: dasr(lr, degradation=v)
     chosen["DASR, mean v"] = lambda lr, v: dasr(lr, degradation=mean)
     return chosen
-
-
-def shipped_weights() -> Path:
-    """Return the path of the weights in the package."""
-    return Path(__file__).resolve().parents[1] / "models" / "weights" / "small.safetensors"
 
 
 @torch.inference_mode()
