@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._backends.eager import accumulate_dtype
+from ._backends.eager import AUTOCAST_DEVICES, accumulate_dtype
 
 __all__ = [
     "AttentionRouter",
@@ -372,7 +372,7 @@ def _linear(layer: nn.Linear, input: Tensor) -> Tensor:
 
 def _full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
     device = tensor.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
 
