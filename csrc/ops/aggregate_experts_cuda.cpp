@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "cuda/aggregate_experts.h"
+#include "ops/status.h"
 #include "ops/tensors.h"
 
 // Exported by CUDA builds of torch alone; weak, so that one binary loads beside CPU builds too.
@@ -15,8 +16,8 @@ cudaStream_t current_stream(const Tensor& tensor) {
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
                   "dasr_ops: this torch does not export the current CUDA stream");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  check_status(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream),
+               "aoti_torch_get_current_cuda_stream");
   return static_cast<cudaStream_t>(stream);
 }
 

@@ -5,6 +5,7 @@
 
 #include "cpu/kernels/conv3x3.h"
 #include "cpu/kernels/isa.h"
+#include "ops/status.h"
 
 namespace dasr {
 namespace {
@@ -16,7 +17,7 @@ cpu::ThreadPool thread_pool() {
   pool.num_threads = static_cast<int>(torch::stable::get_num_threads());
   pool.parallel_for = [](int64_t begin, int64_t end, int64_t grain,
                          void (*fn)(int64_t, int64_t, void*), void* ctx) {
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, fn, ctx));
+    check_status(torch_parallel_for(begin, end, grain, fn, ctx), "torch_parallel_for");
   };
   return pool;
 }

@@ -11,6 +11,8 @@
 #include <optional>
 #include <vector>
 
+#include "ops/status.h"
+
 namespace dasr {
 
 using torch::headeronly::MemoryFormat;
@@ -75,8 +77,7 @@ template <typename... Outputs, typename... Args>
 std::tuple<Outputs...> call_aten(const char* op, const char* overload, const Args&... args) {
   constexpr size_t slots = std::max(sizeof...(Outputs), sizeof...(Args));
   std::array<StableIValue, slots> stack{torch::stable::detail::from(args)...};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
+  check_status(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION), op);
   return [&]<size_t... I>(std::index_sequence<I...>) {
     return std::tuple<Outputs...>(torch::stable::detail::to<Outputs>(stack[I])...);
   }(std::index_sequence_for<Outputs...>{});
