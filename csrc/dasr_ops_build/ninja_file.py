@@ -81,6 +81,8 @@ def ninja_file(
             for flag in isa_flags
             if source.stem.endswith(isa)
         ]
+        if source.parent.name == "ops":
+            extra = ["-O1"]  # no loops worth more there, and PyTorch's headers compile faster
         if source.name == "build_info.cpp":
             extra = defines
         if extra:
