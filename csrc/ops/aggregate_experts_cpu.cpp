@@ -5,15 +5,6 @@
 namespace dasr {
 namespace {
 
-template <typename F>
-void dispatch_accumulate_type(ScalarType type, const F& f) {
-  if (type == ScalarType::Double) {
-    f(double{});
-  } else {
-    f(float{});
-  }
-}
-
 int64_t numel_of_expert(const Tensor& weight) {
   int64_t numel = 1;
   for (int64_t d = 1; d < weight.dim(); ++d) numel *= weight.size(d);
@@ -30,7 +21,7 @@ Tensor aggregate_experts_cpu(const Tensor& weight, const Tensor& routing_weights
   std::vector<int64_t> size = size_vector(weight);
   size[0] = routing_weights.size(0);
   const Tensor out = empty_like_device(weight, size, acc);
-  dispatch_accumulate_type(acc, [&](auto zero) {
+  dispatch_float_or_double(acc, [&](auto zero) {
     using T = decltype(zero);
     cpu::aggregate_experts(w.const_data_ptr<T>(), a.const_data_ptr<T>(), out.mutable_data_ptr<T>(),
                            a.size(0), a.size(1), numel_of_expert(weight));
@@ -50,7 +41,7 @@ std::tuple<Tensor, Tensor> aggregate_experts_gradients(const Tensor& grad_output
   const Tensor none = empty_like_device(weight, {0}, acc);
   const Tensor grad_weight = want_weight ? empty_like_device(w, size_vector(w), acc) : none;
   const Tensor grad_routing = want_routing ? empty_like_device(a, size_vector(a), acc) : none;
-  dispatch_accumulate_type(acc, [&](auto zero) {
+  dispatch_float_or_double(acc, [&](auto zero) {
     using T = decltype(zero);
     cpu::aggregate_experts_backward(g.const_data_ptr<T>(), w.const_data_ptr<T>(),
                                     a.const_data_ptr<T>(),

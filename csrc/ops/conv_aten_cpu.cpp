@@ -52,21 +52,12 @@ cpu::EpilogueParams epilogue_params(const Tensor& input, const Tensor& weight,
           channels_last};
 }
 
-template <typename F>
-void dispatch_compute_type(ScalarType type, const F& f) {
-  if (type == ScalarType::Double) {
-    f(double{});
-  } else {
-    f(float{});
-  }
-}
-
 // Of two dense tensors of one shape, in the wider of their types.
 Tensor sum(const Tensor& x, const Tensor& y) {
   const ScalarType type = accumulate_type({x.scalar_type(), y.scalar_type()});
   const Tensor result = torch::stable::clone(cast(x, type));
   const Tensor other = cast(y, type);
-  dispatch_compute_type(type, [&](auto zero) {
+  dispatch_float_or_double(type, [&](auto zero) {
     using T = decltype(zero);
     T* to = result.mutable_data_ptr<T>();
     for (int64_t i = 0; i < result.numel(); ++i) to[i] += other.const_data_ptr<T>()[i];
@@ -113,7 +104,7 @@ Tensor conv_aten_forward(const Tensor& input, const Kernels& kernels,
   }
   const Tensor output =
       empty_like_device(input, output_size(input, weight, options), type, channels_last);
-  dispatch_compute_type(type, [&](auto zero) {
+  dispatch_float_or_double(type, [&](auto zero) {
     using T = decltype(zero);
     cpu::epilogue_forward(params, c.const_data_ptr<T>(), strides.data(),
                           residual ? residual->const_data_ptr<T>() : nullptr,
@@ -136,7 +127,7 @@ Gradients conv_aten_backward(const Tensor& grad_output, const Tensor& input, con
   const auto params = epilogue_params(input, weight, options, batch == 1 && channels_last);
   const Tensor grad_c = empty_like_device(input, {batch, channels, params.height, params.width},
                                           type, params.channels_last);
-  dispatch_compute_type(type, [&](auto zero) {
+  dispatch_float_or_double(type, [&](auto zero) {
     using T = decltype(zero);
     cpu::epilogue_backward(params, grad.const_data_ptr<T>(), grad.strides().data(),
                            output ? output->const_data_ptr<T>() : nullptr,

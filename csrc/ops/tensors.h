@@ -27,6 +27,16 @@ inline ScalarType accumulate_type(std::initializer_list<ScalarType> types) {
   return ScalarType::Float;
 }
 
+// Calls f with a zero of the type that a kernel computes in, float64 or float32.
+template <typename F>
+void dispatch_float_or_double(ScalarType type, const F& f) {
+  if (type == ScalarType::Double) {
+    f(double{});
+  } else {
+    f(float{});
+  }
+}
+
 // The format of an output: channels_last if the channel stride of the input is 1.
 inline bool is_channels_last(const Tensor& input) {
   return input.stride(1) == 1 && input.size(1) > 1 && (input.size(2) > 1 || input.size(3) > 1);
