@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 
+from .cuda_kernels import n_roundings_of_dot
 from .emulation import build
 
 if build.missing():
@@ -79,13 +80,6 @@ def check_forward(b, k, n, weight_dtype, routing_dtype, out_dtype, offset=0):
     dtypes = (weight_dtype, routing_dtype, out_dtype)
     # The float64 reference itself errs as much as an fp64 kernel: twice the roundings.
     assert_close("out", out.check(), a @ w, a.abs() @ w.abs(), 2 * k, dtypes, out_dtype)
-
-
-def n_roundings_of_dot(n):
-    """Sums on the way to one element of grad_routing, twice for the sake of the reference."""
-    tiles = -(-n // 512)
-    per_thread = 4 * -(-tiles // 296)
-    return 2 * (per_thread + 5 + 4 + -(-min(tiles, 296) // 8) + 8 + math.ceil(math.log2(n + 1)))
 
 
 def check_backward(b, k, n, weight_dtype, routing_dtype, grad_dtype, offset=0, wanted=(1, 1)):

@@ -1,0 +1,85 @@
+"""The CUDA kernels on a device against the same sources run by the emulation, and float64."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+import dasr_ops
+
+from .cuda_kernels import KERNELS, Case, Kernel, errors
+from .emulation import build
+
+CASES = [
+    pytest.param(kernel, case, id=f"{kernel.launcher}-{i}")
+    for kernel in KERNELS
+    for i, case in enumerate(kernel.cases)
+]
+needs_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+needs_emulation = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
+
+
+def launchers() -> set[str]:
+    """What the headers of csrc/cuda declare to be called with a stream."""
+    pattern = re.compile(r"\bcudaError_t\s+(\w+)\s*\([^;{]*\bcudaStream_t\b[^;{]*\)\s*;")
+    headers = (build.CSRC / "cuda").rglob("*.h")
+    return {name for header in headers for name in pattern.findall(header.read_text())}
+
+
+def test_every_launcher_has_an_entry() -> None:
+    declared = launchers()
+    assert "aggregate_experts_backward" in declared  # declared over two lines
+    listed = [kernel.launcher for kernel in KERNELS]
+    assert sorted(listed) == sorted(declared), "tests/cuda_kernels.py lists other kernels"
+
+
+def test_only_kernels_beyond_the_emulation_are_left_out_of_it() -> None:
+    beyond = [path.read_text() for path in (build.CSRC / "cuda").glob(build.NOT_EMULATED)]
+    for kernel in KERNELS:
+        if kernel.emulated is None:
+            assert any(f"{kernel.launcher}(" in text for text in beyond), kernel.launcher
+
+
+@needs_emulation
+@pytest.mark.parametrize(("kernel", "case"), CASES)
+def test_emulation_against_float64(kernel: Kernel, case: Case) -> None:
+    if kernel.emulated is None:
+        pytest.skip("has instructions that the emulation does not have")
+    inputs = kernel.inputs(*case)
+    found = errors(kernel, inputs, kernel.emulated(inputs))
+    assert max(found.values()) <= 1, found
+
+
+@needs_emulation
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.launcher)
+def test_bounds_notice_a_wrong_element(kernel: Kernel) -> None:
+    inputs = kernel.inputs(*kernel.small[0])
+    expected, _ = kernel.reference(inputs)
+    for name, value in expected.items():
+        for wrong in (value.flatten()[-1] * 1.01 + 1e-2, torch.nan):
+            outputs = {key: tensor.clone() for key, tensor in expected.items()}
+            outputs[name].view(-1)[-1] = wrong
+            assert errors(kernel, inputs, outputs)[name] > 1
+
+
+@pytest.mark.gpu
+@needs_device
+@pytest.mark.parametrize(("kernel", "case"), CASES)
+def test_device(kernel: Kernel, case: Case) -> None:
+    assert dasr_ops.backends()["cuda"].startswith("available"), dasr_ops.backends()["cuda"]
+    inputs = kernel.inputs(*case)
+    outputs = {name: value.cpu() for name, value in kernel.device(inputs).items()}
+    found = errors(kernel, inputs, outputs)
+    assert max(found.values()) <= 1, found
+    if kernel.emulated is None or build.missing():
+        return
+    for name, value in kernel.emulated(inputs).items():
+        if kernel.same_bits:
+            different = (outputs[name] != value).sum().item()
+            assert different == 0, f"{name}: {different} of {value.numel()} elements differ"
+        else:
+            # Both lie within the bound of the same value.
+            bound = 2 * kernel.reference(inputs)[1][name]
+            assert ((outputs[name].double() - value.double()).abs() <= bound).all(), name
