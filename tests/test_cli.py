@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+pytest.importorskip("tyro", reason="the commands parse their arguments by tyro")
+
 from dasr_ops.cli import main
 from dasr_ops.cli import upscale as command
 from dasr_ops.models import (
