@@ -1,0 +1,177 @@
+"""Reports as tables in Markdown, aligned so that they read well in a terminal too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .formulations import OFFICIAL, OURS
+
+Report = dict[str, Any]
+Row = dict[str, Any]
+
+
+def markdown(report: Report) -> str:
+    """Return a whole report: machine, ratios, memory and errors, what was left out."""
+    parts = ["# Benchmark", machine_line(report), _EXPLANATION]
+    for level, title in (("op", "One operator"), ("network", "Whole networks")):
+        rows = [row for row in report["cases"] if row["level"] == level]
+        if rows:
+            parts += [f"## {title}", table(rows), f"### {title}: memory and exactness"]
+            parts.append(_details(rows))
+    parts += _remarks(report)
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(report: Report) -> str:
+    """Return the ratios of our operator alone: a row for each layer, a column for each pass."""
+    rows = [row for row in report["cases"] if _result(row, OURS).get("ratio")]
+    columns = list(dict.fromkeys((row["dtype"], row["memory_format"], row["pass"]) for row in rows))
+    columns = [column for column in columns if column[2] != "backward"]
+    lines: dict[str, dict[tuple[str, ...], str]] = {}
+    for row in rows:
+        column = row["dtype"], row["memory_format"], row["pass"]
+        lines.setdefault(_label(row), {})[column] = f"{_result(row, OURS)['ratio']:.1f}"
+    several = len({column[0] for column in columns}) > 1
+    header = [
+        ", ".join(filter(None, (dtype if several else "", layout, timed)))
+        for dtype, layout, timed in columns
+    ]
+    cells = [[label, *(line.get(c, "") for c in columns)] for label, line in lines.items()]
+    types = "" if several or not columns else f"{columns[0][0]}; "
+    caption = f"{machine_line(report)}; {types}times faster than the official formulation."
+    return f"{caption}\n\n{_grid(['', *header], cells)}\n"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the table of ratios to the official formulation, a row for each case and pass."""
+    names = dict.fromkeys(r["peer"] for row in rows for r in row["results"] if "median" in r)
+    peers = [name for name in names if name != OFFICIAL]
+    header = ["", "pass", "official, ms", *peers, "limit"]
+    cells = []
+    for row in rows:
+        official = _result(row, OFFICIAL)
+        median = official.get("median")
+        limit = median / row["floor"] if median and row["floor"] else None
+        cells.append(
+            [
+                f"{_label(row)}, {row['dtype']}, {row['memory_format']}",
+                row["pass"],
+                _time(official),
+                *(_ratio(_result(row, peer)) for peer in peers),
+                "" if limit is None else f"{limit:.1f}",
+            ]
+        )
+    return _grid(header, cells)
+
+
+def machine_line(report: Report) -> str:
+    """Return machine, versions, commit and date in one line."""
+    machine = report["machine"]
+    parts = [machine["name"]]
+    if machine["device"] == "cpu":
+        parts.append(f"{machine['threads']} threads")
+        parts.append(machine.get("isa") or "")
+    if machine.get("driver"):
+        parts.append(f"driver {machine['driver']}")
+    parts.append(f"torch {machine['torch']}")
+    parts.append(f"dasr-ops {machine['dasr_ops']}")
+    if machine.get("commit"):
+        parts.append(f"commit {machine['commit']}")
+    parts.append(report["created"][:10])
+    return ", ".join(filter(None, parts))
+
+
+_EXPLANATION = """\
+Times faster than the official formulation (`torch.mm` of the experts, then `conv2d` with
+`groups=batch`, in the memory format of the input): the median of the ratio within a round, all
+formulations of a row timed in turn, ± half of the 95 % confidence interval of that median. Times
+are medians ± half of the interquartile range. `static` is an ordinary convolution (network) with
+one kernel for all images: not the same function, but what one would pay without experts. `limit`
+is the ratio that the roofline allows: direct convolution at the measured rate of matrix arithmetic,
+each tensor moved once at the measured copy bandwidth; Winograd's algorithm can pass it. Every
+formulation was first compared with float64."""
+
+
+def _details(rows: Iterable[Row]) -> str:
+    header = ["", "pass", "peak MB: ours", "official", "static", "error: ours", "official", "bound"]
+    cells = []
+    for row in rows:
+        found = [_result(row, peer) for peer in (OURS, OFFICIAL, "static")]
+        cells.append(
+            [
+                f"{_label(row)}, {row['dtype']}, {row['memory_format']}",
+                row["pass"],
+                *(_megabytes(result.get("peak_memory")) for result in found),
+                *(_scientific(result.get("error")) for result in found[:2]),
+                _scientific(found[0].get("bar")),
+            ]
+        )
+    return _grid(header, cells)
+
+
+def _remarks(report: Report) -> list[str]:
+    failed = [
+        f"{row['id']}: {result['peer']}: {result['failed']}"
+        for row in report["cases"]
+        for result in row["results"]
+        if "failed" in result
+    ]
+    skipped: dict[tuple[str, str], list[str]] = {}
+    for row in report["cases"]:
+        for result in row["results"]:
+            if "skipped" in result:
+                skipped.setdefault((result["peer"], result["skipped"]), []).append(row["id"])
+    absent = [
+        f"{peer}: {reason} ({'all' if len(ids) == len(report['cases']) else len(ids)} rows)"
+        for (peer, reason), ids in skipped.items()
+    ]
+    left_out = [f"{entry['case']}: {entry['reason']}" for entry in report["left_out"]]
+    parts = []
+    for title, lines in (("Failed", failed), ("Not run", absent), ("Left out", left_out)):
+        if lines:
+            parts += [f"## {title}", "\n".join(f"- {line}" for line in lines)]
+    return parts
+
+
+def _result(row: Row, peer: str) -> dict[str, Any]:
+    return next((result for result in row["results"] if result["peer"] == peer), {})
+
+
+def _label(row: Row) -> str:
+    return f"{row['group']}, {row['name']}: {row['batch']} x {row['shape']}, K = {row['experts']}"
+
+
+def _time(result: dict[str, Any]) -> str:
+    if "median" not in result:
+        return ""
+    spread = (result["q3"] - result["q1"]) / 2
+    return f"{1e3 * result['median']:.3g} ± {1e3 * spread:.2g}"
+
+
+def _ratio(result: dict[str, Any]) -> str:
+    if "failed" in result:
+        return "failed"
+    if result.get("ratio") is None:
+        return ""
+    half = (result["ratio_high"] - result["ratio_low"]) / 2
+    return f"{result['ratio']:.2f} ± {half:.2f}"
+
+
+def _megabytes(value: float | None) -> str:
+    return "" if value is None else f"{value / 1e6:.1f}"
+
+
+def _scientific(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"
+
+
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, *rows]
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
+    padded = [
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    ]
+    padded.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
+    return "\n".join(padded)
