@@ -184,6 +184,17 @@ def test_long_output_is_cut_in_the_log_alone(session: Session) -> None:
     assert len(log) < 1_500_000 and "bytes left out" in log and "END" in log
 
 
+def test_reports_name_no_folders_of_this_machine(session: Session) -> None:
+    session.execute([part_of("import os; print(os.getcwd() + '/x')"), part_of("1/0", "bad")])
+    text = f"{session.scratch}/y {session.root}/z"
+    session.outcomes["bad"].failures = [Failure("f", text)]
+    report.save(session)
+    for name in ("report.json", "report.md", "log.txt"):
+        content = (session.folder / name).read_text()
+        assert str(session.root) not in content and str(session.scratch) not in content, name
+    assert "./x" in session.log.read_text() and "./z" in report.summary(session)
+
+
 def test_a_report_that_cannot_be_written_stops_nothing(session: Session) -> None:
     session.folder.joinpath("report.json").mkdir()
     session.execute([part_of("print(1)", "one"), part_of("print(2)", "two")])

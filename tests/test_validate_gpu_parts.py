@@ -38,6 +38,8 @@ tests/test_b.py:1: in &lt;module&gt;
 E   ModuleNotFoundError: No module named 'tyro'
 </error></testcase>
 <testcase classname="tests.test_c" name="test_skipped"><skipped message="no device"/></testcase>
+<testcase classname="" name="tests.test_d"><skipped message="collection skipped">
+('/root/tests/test_d.py', 7, "Skipped: needs it (and 'that')")</skipped></testcase>
 <testcase classname="tests.test_c" name="test_too"><failure message="m">E   x</failure>
 <error message="at teardown">E   y</error></testcase>
 </testsuite></testsuites>"""
@@ -57,8 +59,8 @@ def test_junit(tmp_path: Path) -> None:
     ]
     outcome = results.outcome()
     assert outcome.status == FAILED
-    assert outcome.summary == "1 passed, 3 failed, 1 skipped"
-    assert outcome.details["skips"] == {"no device": 1}
+    assert outcome.summary == "1 passed, 3 failed, 2 skipped"
+    assert outcome.details["skips"] == {"no device": 1, "needs it (and 'that')": 1}
 
 
 def test_no_test_at_all_is_a_failure() -> None:

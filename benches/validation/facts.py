@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -82,12 +81,11 @@ def main() -> None:
         gpu=lambda: gpu,
         driver=lambda: ask_smi("driver_version"),
         cpu=lambda: f"{cpu_name()}, {len(os.sched_getaffinity(0))} processors",
-        system=platform.platform,
+        system=lambda: " ".join((platform.system(), platform.machine(), *platform.libc_ver())),
         python=platform.python_version,
         nvcc=lambda: cuda_toolkit()[1],
         toolkit=lambda: cuda_toolkit()[0],
         compiler=lambda: output_of(["g++", "--version"]).partition("\n")[0],
-        ninja_tool=lambda: shutil.which("ninja"),
         packages=_packages,
     )
     import torch

@@ -118,7 +118,11 @@ def summary(session: Session) -> str:
     lines = ["", "=" * 72]
     for part, failure in found[:MAX_PRINTED_FAILURES]:
         lines.append(f"FAILED {part}: {failure.name}")
-        lines += [f"    {line[:160]}" for line in failure.message.splitlines()[:3]]
+        said = failure.message.splitlines()
+        # How it ended stands at the beginning, an exception at the end.
+        lines += [
+            f"    {line[:160]}" for line in (said if len(said) < 4 else [*said[:2], said[-1]])
+        ]
     if len(found) > MAX_PRINTED_FAILURES:
         lines.append(f"... and {len(found) - MAX_PRINTED_FAILURES} more")
     lines += ["", *_part_table(session)]
@@ -127,8 +131,8 @@ def summary(session: Session) -> str:
         kept = table[:MAX_PRINTED_TABLE].rpartition("\n")[0]
         table = f"{kept}\n... (the rest is in benchmark.md)"
     lines += ["", *([table.rstrip(), ""] if table else [])]
-    lines += [f"{facts_line(session)}: {_verdict(session)}", f"report: {session.folder}"]
-    return "\n".join(lines)
+    lines.append(f"{facts_line(session)}: {_verdict(session)}")
+    return f"{session.without_paths(chr(10).join(lines))}\nreport: {session.folder}"
 
 
 def facts_line(session: Session) -> str:
@@ -143,8 +147,11 @@ def facts_line(session: Session) -> str:
 
 def save(session: Session) -> None:
     """Write both reports."""
-    write_atomically(session.folder / "report.json", json.dumps(as_dict(session), indent=1) + "\n")
-    write_atomically(session.folder / "report.md", markdown(session))
+    for name, text in (
+        ("report.json", json.dumps(as_dict(session), indent=1) + "\n"),
+        ("report.md", markdown(session)),
+    ):
+        write_atomically(session.folder / name, session.without_paths(text))
 
 
 def _verdict(session: Session) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -84,8 +85,8 @@ class Finished:
         return f"exited with {self.code}"
 
     def tail(self, lines: int = 15) -> str:
-        """The last lines of the output."""
-        return "\n".join(self.output.rstrip().splitlines()[-lines:])
+        """The last lines of the output that say something."""
+        return "\n".join([line for line in self.output.splitlines() if line.strip()][-lines:])
 
 
 class Session:
@@ -168,7 +169,7 @@ class Session:
             self._write_log(traceback.format_exc())
         outcome.seconds = time.monotonic() - start
         self.outcomes[part.name] = outcome
-        self._shorten_log(begin)
+        self._tidy_log(begin)
         self._say(
             f"[{self.seconds:4.0f} s] {part.name}: {outcome.status} "
             f"({outcome.seconds:.0f} s) {outcome.summary}"
@@ -248,14 +249,20 @@ class Session:
         with self.log.open("ab") as log:
             log.write(text.encode(errors="replace"))
 
-    def _shorten_log(self, begin: int) -> None:
+    def without_paths(self, text: str) -> str:
+        """The text without the folders of this machine: reports are published."""
+        for path, name in ((self.scratch, "SCRATCH"), (self.root, "."), (sys.prefix, "PYTHON")):
+            text = text.replace(str(path), name)
+        return text
+
+    def _tidy_log(self, begin: int) -> None:
         data = self.log.read_bytes()
         part = data[begin:]
-        if len(part) <= LOG_HEAD + LOG_TAIL:
-            return
-        cut = len(part) - LOG_HEAD - LOG_TAIL
-        note = f"\n... {cut} bytes left out ...\n".encode()
-        write_atomically(self.log, data[:begin] + part[:LOG_HEAD] + note + part[-LOG_TAIL:])
+        if (cut := len(part) - LOG_HEAD - LOG_TAIL) > 0:
+            note = f"\n... {cut} bytes left out ...\n".encode()
+            part = part[:LOG_HEAD] + note + part[-LOG_TAIL:]
+        text = self.without_paths(part.decode(errors="replace"))
+        write_atomically(self.log, data[:begin] + text.encode())
 
     def _try_save(self) -> None:
         try:
