@@ -9,7 +9,7 @@ import torch
 
 import dasr_ops
 
-from .cuda_kernels import KERNELS, Case, Kernel, errors
+from .cuda_kernels import KERNELS, Case, Kernel, Tensors, errors
 from .emulation import build
 
 CASES = [
@@ -64,22 +64,34 @@ def test_bounds_notice_a_wrong_element(kernel: Kernel) -> None:
             assert errors(kernel, inputs, outputs)[name] > 1
 
 
+def run_on_device(kernel: Kernel, inputs: Tensors) -> Tensors:
+    assert dasr_ops.backends()["cuda"].startswith("available"), dasr_ops.backends()["cuda"]
+    return {name: value.cpu() for name, value in kernel.device(inputs).items()}
+
+
 @pytest.mark.gpu
 @needs_device
 @pytest.mark.parametrize(("kernel", "case"), CASES)
-def test_device(kernel: Kernel, case: Case) -> None:
-    assert dasr_ops.backends()["cuda"].startswith("available"), dasr_ops.backends()["cuda"]
+def test_device_against_float64(kernel: Kernel, case: Case) -> None:
     inputs = kernel.inputs(*case)
-    outputs = {name: value.cpu() for name, value in kernel.device(inputs).items()}
-    found = errors(kernel, inputs, outputs)
+    found = errors(kernel, inputs, run_on_device(kernel, inputs))
     assert max(found.values()) <= 1, found
-    if kernel.emulated is None or build.missing():
-        return
-    for name, value in kernel.emulated(inputs).items():
+
+
+@pytest.mark.gpu
+@needs_device
+@needs_emulation
+@pytest.mark.parametrize(("kernel", "case"), CASES)
+def test_device_against_emulation(kernel: Kernel, case: Case) -> None:
+    if kernel.emulated is None:
+        pytest.skip("has instructions that the emulation does not have")
+    inputs = kernel.inputs(*case)
+    outputs = run_on_device(kernel, inputs)
+    for name, emulated in kernel.emulated(inputs).items():
         if kernel.same_bits:
-            different = (outputs[name] != value).sum().item()
-            assert different == 0, f"{name}: {different} of {value.numel()} elements differ"
+            different = (outputs[name] != emulated).sum().item()
+            assert different == 0, f"{name}: {different} of {emulated.numel()} elements differ"
         else:
             # Both lie within the bound of the same value.
             bound = 2 * kernel.reference(inputs)[1][name]
-            assert ((outputs[name].double() - value.double()).abs() <= bound).all(), name
+            assert ((outputs[name].double() - emulated.double()).abs() <= bound).all(), name

@@ -149,28 +149,48 @@ def test_sanitizer_is_read() -> None:
     assert read("no summary")[0] == FAILED
 
 
+STUB = """
+import json as j
+def run(selection='default', *, device='cuda', budget, json, markdown, plot, commit):
+    results = [{'peer': device}, {'peer': commit}]
+    json.write_text(j.dumps({'cases': [{'id': selection, 'results': results}]}))
+    markdown.write_text('# Speed\\n\\n| a | b |\\n')
+"""
+
+
 def test_benchmarks(session: Session) -> None:
-    assert parts.benchmarks(session).status == FAILED  # nothing to import
+    session.facts["commit"] = "abc"
+    outcome = parts.benchmarks(session)
+    assert outcome.status == FAILED and outcome.summary.endswith("no results")  # no such package
     package = session.root / "dasr_ops"
     package.mkdir()
     package.joinpath("__init__.py").touch()
-    stub = (
-        "import json as j\n"
-        "def run(selection='default', *, device='cuda', budget, json, markdown, plot):\n"
-        "    json.write_text(j.dumps({'cases': [selection, device]}))\n"
-        "    markdown.write_text('# Speed\\n\\n| a | b |\\n')\n"
-    )
-    package.joinpath("bench.py").write_text(stub)
+    package.joinpath("bench.py").write_text(STUB)
     outcome = parts.benchmarks(session)
-    assert (outcome.status, outcome.summary) == (PASSED, "quick on cpu: 2 cases")
+    assert (outcome.status, outcome.summary) == (PASSED, "quick on cpu: 1 cases")
     session.facts["cuda"] = True
-    assert parts.benchmarks(session).summary == "default on cuda: 2 cases"
-    assert "### Speed" in report.markdown(session) or "## Speed" in report.markdown(session)
+    assert parts.benchmarks(session).summary == "default on cuda: 1 cases"
+    assert "## Speed" in report.markdown(session)
     assert report.summary(session).count("| a | b |") == 1
-    package.joinpath("bench.py").write_text(f"{stub}    raise OSError('out of memory')\n")
+
+
+def test_benchmarks_that_fail(session: Session) -> None:
+    package = session.root / "dasr_ops" / "bench"
+    package.mkdir(parents=True)
+    package.parent.joinpath("__init__.py").touch()
+    package.joinpath("tables.py").write_text("def markdown(report): return str(len(report))\n")
+    end = "    markdown.unlink()\n    raise OSError('out of memory')\n"
+    package.joinpath("__init__.py").write_text(STUB + end)
+    outcome = parts.benchmarks(session)
+    assert outcome.status == FAILED and "1 cases" in outcome.summary
+    assert "out of memory" in outcome.failures[0].message
+    assert (session.folder / "benchmark.md").read_text() == "1"  # made of what was measured
+
+    wrong = STUB.replace("{'peer': commit}", "{'peer': 'ours', 'failed': 'error 2e-1'}")
+    package.joinpath("__init__.py").write_text(wrong)
     outcome = parts.benchmarks(session)
     assert outcome.status == FAILED
-    assert "2 cases" in outcome.summary and "out of memory" in outcome.failures[0].message
+    assert outcome.failures == [Failure("quick, ours", "error 2e-1")]
 
 
 def test_environment_without_a_usable_gpu(

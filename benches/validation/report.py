@@ -19,8 +19,8 @@ from .runner import (
 )
 
 SCHEMA = 1
-MAX_PRINTED_FAILURES = 20
-MAX_PRINTED_TABLE = 5000
+MAX_PRINTED_FAILURES = 15
+MAX_PRINTED = 10_500  # characters, without the last two lines
 # Everything that a validation may leave in its folder, in the order of interest.
 FILES = (
     *("report.md", "report.json", "benchmark.md", "benchmark.json"),
@@ -126,11 +126,8 @@ def summary(session: Session) -> str:
     if len(found) > MAX_PRINTED_FAILURES:
         lines.append(f"... and {len(found) - MAX_PRINTED_FAILURES} more")
     lines += ["", *_part_table(session)]
-    table = _benchmark_table(session)
-    if len(table) > MAX_PRINTED_TABLE:
-        kept = table[:MAX_PRINTED_TABLE].rpartition("\n")[0]
-        table = f"{kept}\n... (the rest is in benchmark.md)"
-    lines += ["", *([table.rstrip(), ""] if table else [])]
+    used = sum(len(line) + 1 for line in lines)
+    lines += ["", *_printed_table(session, MAX_PRINTED - used), ""]
     lines.append(f"{facts_line(session)}: {_verdict(session)}")
     return f"{session.without_paths(chr(10).join(lines))}\nreport: {session.folder}"
 
@@ -182,6 +179,19 @@ def _benchmark_table(session: Session) -> str:
         return (session.folder / "benchmark.md").read_text()
     except OSError:
         return ""
+
+
+def _printed_table(session: Session, space: int) -> list[str]:
+    """The figures without the prose and the blanks that align columns."""
+    lines = []
+    for line in _benchmark_table(session).splitlines():
+        if line.startswith(("|", "#")):
+            line = re.sub(r"-{3,}", "---", re.sub(r" {2,}", " ", line))
+            space -= len(line) + 1
+            if space < 0:
+                return [*lines, "... (the rest is in benchmark.md)"]
+            lines.append(line)
+    return lines
 
 
 def _cell(value: object) -> str:
