@@ -23,15 +23,15 @@ Call = Callable[[int, Callable[[], None]], None]
 class CpuClock:
     """Wall time on the CPU.
 
-    glibc returns large blocks to the system and faults them in again, until the program has freed
-    a block of 32 MiB; from then on it keeps blocks up to that size. Figures would depend on whether
-    that has happened before, so the first clock puts the process into the later state.
+    The process keeps the memory that it frees, as with jemalloc or tcmalloc. With glibc's defaults
+    a large block is faulted in page by page at each call, or is not, as the history of the heap has
+    it: up to twice the time, and no two runs agree.
     """
 
     device_type = "cpu"
 
     def __init__(self) -> None:
-        _keep_blocks()
+        _keep_memory()
 
     def sample(self, call: Call, indices: Sequence[int]) -> list[float]:
         """Return the mean seconds of each phase of ``call`` over the argument sets ``indices``."""
@@ -162,12 +162,12 @@ def _resident(status: Path, field: str) -> int:
 
 
 @functools.cache
-def _keep_blocks() -> None:
-    trim_threshold, mmap_threshold = -1, -3  # names of options in malloc.h
+def _keep_memory() -> None:
+    trim_threshold, mmap_max = -1, -4  # names of options in malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(mmap_threshold, 32 << 20)
-        mallopt(trim_threshold, 64 << 20)
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, -1)
 
 
 def _trim() -> None:
