@@ -160,17 +160,21 @@ def run(selection='default', *, device='cuda', budget, json, markdown, plot, com
 
 def test_benchmarks(session: Session) -> None:
     session.facts["commit"] = "abc"
-    outcome = parts.benchmarks(session)
-    assert outcome.status == FAILED and outcome.summary.endswith("no results")  # no such package
     package = session.root / "dasr_ops"
     package.mkdir()
     package.joinpath("__init__.py").touch()
+    package.joinpath("bench.py").write_text("raise ImportError('no bench here')")
+    outcome = parts.benchmarks(session)
+    assert outcome.status == FAILED and outcome.summary.endswith("no results")
+    assert "no bench here" in outcome.failures[0].message
     package.joinpath("bench.py").write_text(STUB)
     outcome = parts.benchmarks(session)
     assert (outcome.status, outcome.summary) == (PASSED, "quick on cpu: 1 cases")
     session.facts["cuda"] = True
     assert parts.benchmarks(session).summary == "default on cuda: 1 cases"
-    assert "## Speed" in report.markdown(session)
+    (session.folder / "benchmark-ratios.png").touch()
+    page = report.markdown(session)
+    assert "\n## Speed" in page and "(benchmark-ratios.png)" in page and "roofline" not in page
     assert report.summary(session).count("| a | b |") == 1
 
 

@@ -102,7 +102,10 @@ def markdown(session: Session) -> str:
     ]
     table = _benchmark_table(session)
     if table:
-        lines += ["## Benchmarks", "", re.sub(r"^#", "##", table, flags=re.MULTILINE), ""]
+        lines += [re.sub(r"^#", "##", table, flags=re.MULTILINE).rstrip(), ""]
+    for name in FILES:
+        if name.endswith(".png") and (session.folder / name).exists():
+            lines += [f"![{name}]({name})", ""]
     lines += ["## Machine", "", "| | |", "| --- | --- |"]
     shown = {"device": None, "driver": None, **facts}
     lines += [f"| {_cell(key)} | {_cell(value)} |" for key, value in shown.items() if value]

@@ -131,7 +131,7 @@ class Session:
     def execute(self, parts: Sequence[Part]) -> None:
         """Run the parts in turn and save the report after each."""
         for part in parts:
-            self.outcomes[part.name] = Outcome(NOT_STARTED, "no time was left")
+            self.outcomes[part.name] = Outcome(NOT_STARTED, "not reached")
         previous = {
             number: signal.signal(number, self._on_signal)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -152,6 +152,7 @@ class Session:
     def _execute(self, part: Part, reserve: float) -> None:
         left = self.deadline - time.monotonic()
         if left < part.minimum:
+            self.outcomes[part.name].summary = "no time was left"
             self._say(f"{part.name}: not started, no time was left")
             return
         allowed = min(part.limit, max(left - reserve, part.minimum))
