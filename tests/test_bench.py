@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import time
@@ -314,6 +315,12 @@ def test_json_has_no_infinity(tmp_path: Path) -> None:
     assert row["floor"] is None
 
 
+needs_tyro = pytest.mark.skipif(
+    importlib.util.find_spec("tyro") is None, reason="the command parses its arguments by tyro"
+)
+
+
+@needs_tyro
 def test_command(tiny, tmp_path: Path, capsys) -> None:
     path = tmp_path / "report.json"
     arguments = ["bench", "--device", "cpu", "--seconds", "0.01", "--only", "plain"]
@@ -325,6 +332,7 @@ def test_command(tiny, tmp_path: Path, capsys) -> None:
     assert {p.name for p in tmp_path.glob("plot*.svg")} == {"plot-ratios.svg", "plot-roofline.svg"}
 
 
+@needs_tyro
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -340,6 +348,7 @@ def test_command_refuses(arguments: list[str], message: str, capsys) -> None:
     assert message in capsys.readouterr().err
 
 
+@needs_tyro
 def test_command_reports_failures(tiny, monkeypatch, capsys) -> None:
     def broken(layer, tensors):
         raise RuntimeError("no such kernel")
