@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -203,15 +204,15 @@ def test_a_report_that_cannot_be_written_stops_nothing(session: Session) -> None
     assert [outcome.status for outcome in session.outcomes.values()] == [PASSED, PASSED]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_leave_a_report(tmp_path: Path, number: int) -> None:
+def hanging_validation(folder: Path) -> subprocess.Popen:
+    """A validation of three parts, the second of which hangs."""
     program = (
         "import sys\n"
         "from pathlib import Path\n"
         "from tests.test_validate_gpu import *\n"
-        f"folder = Path({str(tmp_path)!r})\n"
+        f"folder = Path({str(folder)!r})\n"
         "s = Session(folder, folder, folder, limit=60, save=report.save, say=print)\n"
-        "hang = 'import time; print(\"begun\", flush=True); time.sleep(60)'\n"
+        "hang = 'import os, time; print(f\"begun {os.getpid()}\", flush=True); time.sleep(60)'\n"
         "s.execute([part_of('', 'one'), part_of(hang, 'two'), part_of('', 'three')])\n"
         "print(report.summary(s))\n"
         "sys.exit(report.exit_code(s))\n"
@@ -219,18 +220,31 @@ def test_signals_leave_a_report(tmp_path: Path, number: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=BENCHES.parent
     )
-    wait_for(
-        lambda: "begun\n" in (log.read_text() if (log := tmp_path / "log.txt").exists() else "")
-    )
+    log = folder / "log.txt"
+    wait_for(lambda: log.exists() and re.search(r"^begun \d+\n", log.read_text(), re.M), 60)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_leave_a_report(tmp_path: Path, number: int) -> None:
+    process = hanging_validation(tmp_path)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=30)
     assert process.returncode == 3
-    parts_saved = json.loads((tmp_path / "report.json").read_text())["parts"]
-    assert [part["status"] for part in parts_saved] == [PASSED, INTERRUPTED, NOT_STARTED]
-    name = signal.Signals(number).name
-    assert (
-        f"ended by {name}" in output and f"ended by {name}" in (tmp_path / "report.md").read_text()
-    )
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert [part["status"] for part in data["parts"]] == [PASSED, INTERRUPTED, NOT_STARTED]
+    ended = f"ended by {signal.Signals(number).name}"
+    assert ended in output and ended in (tmp_path / "report.md").read_text()
+
+
+def test_killed_it_leaves_what_was_done_and_no_process(tmp_path: Path) -> None:
+    process = hanging_validation(tmp_path)
+    process.kill()
+    process.communicate(timeout=30)
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert [part["status"] for part in data["parts"]] == [PASSED, NOT_STARTED, NOT_STARTED]
+    pid = int(re.search(r"^begun (\d+)", (tmp_path / "log.txt").read_text(), re.M)[1])
+    wait_for(lambda: not is_alive(pid))
 
 
 # ---- the report ----

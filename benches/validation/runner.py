@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -212,9 +213,7 @@ class Session:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    # A group of its own, to be ended as a whole, but no session of its own: whoever
-                    # ends the session of this process ends all.
-                    preexec_fn=os.setpgrp,
+                    preexec_fn=_lead_group,
                 )
             except OSError as error:
                 self._write_log(f"{error}\n")
@@ -278,6 +277,16 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(data.encode() if isinstance(data, str) else data)
     os.replace(partial, path)
+
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def _lead_group() -> None:
+    """In a new process: a group to be ended as a whole, and an end with its parent, if killed."""
+    os.setpgrp()
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
