@@ -4,8 +4,8 @@ Without ``--benchmark`` (or another option of pytest-benchmark that asks for fig
 formulation of each case runs once and is compared with float64.
 
 pytest-benchmark times one function after another, but ratios need formulations timed in turn. So
-the first test of a case measures all that were selected, and each test then replays its own times
-to pytest-benchmark through a clock that shows them: its statistics, tables, files and comparisons
+everything selected is measured before the first test, and each test then replays its own times to
+pytest-benchmark through a clock that shows them: its statistics, tables, files and comparisons
 work as usual.
 """
 
@@ -14,14 +14,16 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from dasr_ops.bench import Settings, measure, report, tables
+from dasr_ops.bench import Settings, measure, report, results, tables
 from dasr_ops.bench.cases import Case, Selection, cases
-from dasr_ops.bench.measure import Samples
+from dasr_ops.bench.formulations import OFFICIAL, OURS
+from dasr_ops.bench.results import Samples
 
 _ASKING = ("json", "save", "autosave", "save_data", "compare", "histogram", "enable", "only")
 
@@ -82,8 +84,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     suite = session.config.stash[_SUITE]
     for item in session.items:
         entry = item.callspec.params.get("entry") if hasattr(item, "callspec") else None
-        if entry is not None:
+        if entry is not None and entry[2] not in suite.selected[entry[0]]:
             suite.selected[entry[0]].append(entry[2])
+
+
+def pytest_runtestloop(session: pytest.Session) -> None:
+    config = session.config
+    suite = config.stash[_SUITE]
+    if suite.selected and not config.option.benchmark_disable and not config.option.collectonly:
+        suite.measure(config.pluginmanager.getplugin("terminalreporter").write_line)
 
 
 @pytest.fixture
@@ -142,7 +151,7 @@ CLOCK = Clock()
 def run(suite: Suite, entry: tuple[Case, str, str], benchmark: Any) -> None:
     """Check one formulation of one case, and give its times to pytest-benchmark."""
     case, timed, peer = entry
-    samples = (suite.check if benchmark.disabled else suite.measure)(case, peer)
+    samples = suite.check(case, peer) if benchmark.disabled else suite.measured[case][peer]
     if samples.skipped:
         pytest.skip(samples.skipped)
     if samples.failed:
@@ -151,13 +160,13 @@ def run(suite: Suite, entry: tuple[Case, str, str], benchmark: Any) -> None:
         benchmark(lambda: None)
         return
     benchmark.group = case.identifier(timed)
-    benchmark.extra_info["ratio"] = measure.result(peer, timed, suite.measured[case])["ratio"]
-    times = samples.times(timed)
+    benchmark.extra_info["ratio"] = results.result(peer, timed, suite.measured[case])["ratio"]
+    times = samples.best(timed)
     benchmark.pedantic(CLOCK.replay(times), rounds=len(times))
 
 
 class Suite:
-    """The cases of a session, each measured or checked once, when its first test needs it."""
+    """The cases of a session: measured together before the first test, or checked one by one."""
 
     def __init__(self, device: torch.device, selection: Selection, settings: Settings) -> None:
         self.device = device
@@ -168,15 +177,19 @@ class Suite:
         self._checked: dict[Case, dict[str, Samples]] = {}
         self._report: dict[str, Any] | None = None
 
-    def measure(self, case: Case, peer: str) -> Samples:
-        """Return the samples of one formulation; all of the case are timed together."""
-        if case not in self.measured:
-            self.report()  # the roofs are measured before, not between
-            peers = tuple(self.selected[case])
-            settings = Settings(self.settings.seconds, peers=peers)
-            self.measured[case] = measure.measure(case, self.device, settings)
-            report.add(self.report(), case, self.measured[case])
-        return self.measured[case][peer]
+    def measure(self, say: Callable[[str], None]) -> None:
+        """Measure the formulations of all selected cases."""
+        chosen = {
+            replace(case, peers=(OURS, OFFICIAL, *names)): case
+            for case, names in self.selected.items()
+        }
+        self.report()  # the roofs are measured before, not between
+        for case, samples, final in measure.measure_all(chosen, self.device, self.settings):
+            rows = report.add(self.report(), case, samples)
+            self.measured[chosen[case]] = samples
+            mark = "" if final else ", first of several visits"
+            for row in rows:
+                say(f"[{len(self.measured)}/{len(chosen)}{mark}] {report.describe(row)}")
 
     def check(self, case: Case, peer: str) -> Samples:
         """Return the samples of one formulation, its accuracy only."""

@@ -45,7 +45,7 @@ def test_figures(flag: str, tmp_path: Path) -> None:
         assert "data" not in benchmark["stats"]
         # pytest-benchmark shows the interleaved times, not those of calls it made itself.
         assert benchmark["stats"]["median"] == pytest.approx(entry["median"], rel=1e-4)
-        assert benchmark["stats"]["rounds"] == entry["rounds"] >= 5
+        assert benchmark["stats"]["rounds"] == entry["rounds"] > 1
         assert benchmark["extra_info"]["ratio"] == pytest.approx(entry["ratio"], rel=1e-4)
 
 

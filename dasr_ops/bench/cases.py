@@ -264,7 +264,7 @@ def cases(selection: Selection, device_type: str) -> list[Case]:
 
 def _quick(device_type: str) -> Iterator[Case]:
     dtype = "bfloat16" if device_type == "cuda" else "float32"
-    layers = [_PATCHES["first"], _PATCHES["up1"], _RESNET[1], _RESNET[5], _MOBILENET[2]]
+    layers = [_PATCHES["first"], _PATCHES["up1"], _RESNET[1], _RESNET[5], _MOBILENET[0]]
     found = [
         *_both([_PATCHES["body"]], [dtype], ["channels_last"]),
         Case(_NETWORKS[0], INFERENCE, dtype, "channels_last"),
@@ -284,7 +284,7 @@ def _default(device_type: str) -> Iterator[Case]:
     for dtype in dtypes[:2]:
         yield from reduced([Case(_TRAINING_NETWORK, TRAINING, dtype, "channels_last")])
         yield Case(_NETWORKS[0], INFERENCE, dtype, "channels_last")
-    layers = [_PATCHES["first"], _RESNET[1], _RESNET[5], _MOBILENET[2]]
+    layers = [_PATCHES["first"], _RESNET[1], _RESNET[5], _MOBILENET[0]]
     heavy = [_PATCHES["up1"], _RESNET[3]]
     yield from _both(layers, dtypes[:1], ["channels_last"])
     yield from reduced(_both(heavy, dtypes[:1], ["channels_last"]))

@@ -6,7 +6,9 @@ them is handicapped: the peers are what a user would write, in the memory format
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from types import FunctionType
 from typing import NamedTuple
 
 import torch
@@ -45,6 +47,7 @@ class Tensors(NamedTuple):
 
 
 Formulation = Callable[[Layer, Tensors], Tensor]
+_COPIES = itertools.count()
 
 
 def ours(layer: Layer, t: Tensors) -> Tensor:
@@ -114,10 +117,24 @@ def reference(layer: Layer, t: Tensors, peer: str = OFFICIAL) -> Tensor:
     return static(layer, double) if peer == STATIC else loop(layer, double)
 
 
-def compiled(formulation: Formulation) -> Formulation:
-    """`torch.compile` of a formulation, once for each layer; everything compiled before is lost."""
-    torch._dynamo.reset()
-    return torch.compile(formulation, dynamic=False)
+def compiled_once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`torch.compile` of a function for arguments of one kind, beside others compiled before.
+
+    What is compiled hangs on a function's code, and one after the other is tried at each call: a
+    copy of the code keeps layers apart.
+    """
+    # Code that copies share, such as the forward methods of modules, is compiled for each of them.
+    torch._dynamo.config.recompile_limit = 1024
+
+    def source(*arguments: object) -> Tensor:
+        return function(*arguments)
+
+    copy = FunctionType(
+        source.__code__.replace(co_name=f"{source.__name__}_{next(_COPIES)}"),
+        source.__globals__,
+        closure=source.__closure__,
+    )
+    return torch.compile(copy, dynamic=False)
 
 
 def timm_condconv(layer: Layer) -> Formulation:
@@ -169,7 +186,7 @@ def formulation(name: str, layer: Layer) -> Formulation:
         ImportError: it needs a package that does not import.
     """
     if name == COMPILED:
-        return compiled(official)
+        return compiled_once(official)
     if name == "timm":
         return timm_condconv(layer)
     return FORMULATIONS[name]

@@ -1,28 +1,30 @@
-"""One case: each formulation is checked, then all are timed in turn."""
+"""Cases are measured: each formulation is checked, then all are timed in turn."""
 
 from __future__ import annotations
 
 import math
-import statistics
+import os
 import time
 import warnings
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
-from .cases import DTYPES, Case, Network, layers, work
-from .clock import Call, Clock, clock
+from .cases import Case, Network
+from .clock import Call, clock
 from .formulations import OFFICIAL, OURS, PEERS
 from .machine import cache_size, set_tf32
 from .networks import NetworkSubject
 from .networks import peers as network_peers
-from .subjects import Accuracy, LayerSubject, Subject
+from .results import Samples, ratio
+from .subjects import LayerSubject, Subject
 
 _MIN_ROUNDS = 5
 _MAX_ROUNDS = 200
-_SECONDS = {"cpu": 3.0, "cuda": 1.0}
+_DEFAULTS = {"cpu": (3.0, 4), "cuda": (1.0, 1)}
+"""Seconds and visits."""
+
 _SHORTEST = {"cpu": 1e-3, "cuda": 2e-4}
 """Seconds that a sample takes at least; shorter calls are repeated within it."""
 
@@ -32,46 +34,29 @@ class Settings:
     """How long to measure.
 
     Attributes:
-        seconds: time for the rounds of one case, at least `_MIN_ROUNDS` of them; None: 3 on a CPU,
-            1 on a GPU.
-        precision: the rounds end when each ratio is known to this, relative.
+        seconds: time for the rounds of one case, at least 5 of them; None: 3 on a CPU, 1 on a GPU.
+        visits: in how many pieces that time is spent, all cases in turn between them: other work on
+            a machine slows it for seconds, which would hit all rounds of a case. The fastest visit
+            counts. None: 4 on a CPU, 1 on a GPU.
+        precision: with a single visit, the rounds end when each ratio is known to this, relative.
         peers: names of formulations to measure beside ours and the official one; None for all.
         memory: whether peak memory is measured.
     """
 
     seconds: float | None = None
+    visits: int | None = None
     precision: float = 0.01
     peers: tuple[str, ...] | None = None
     memory: bool = True
 
-
-@dataclass
-class Samples:
-    """What was measured of one formulation in one case.
-
-    Attributes:
-        accuracy: error and bound.
-        laps: seconds, [rounds][phases].
-        iterations: calls averaged in each round.
-        peak_memory: bytes of one call, or None.
-        host: seconds that the CPU takes to enqueue a call, or None.
-        skipped: why there is nothing else, or None.
-        failed: why there is nothing else although there should be, or None.
-    """
-
-    accuracy: Accuracy | None = None
-    laps: list[list[float]] = field(default_factory=list)
-    iterations: int = 1
-    peak_memory: int | None = None
-    host: float | None = None
-    skipped: str | None = None
-    failed: str | None = None
-
-    def times(self, timed: str) -> list[float]:
-        """Return the seconds of each round for a pass."""
-        if timed == "backward":
-            return [lap[-1] for lap in self.laps]
-        return [sum(lap) for lap in self.laps]
+    def for_device(self, device_type: str) -> Settings:
+        """Return the settings with the defaults of a kind of device."""
+        seconds, visits = _DEFAULTS[device_type]
+        return replace(
+            self,
+            seconds=seconds if self.seconds is None else self.seconds,
+            visits=visits if self.visits is None else self.visits,
+        )
 
 
 def peers(case: Case, device_type: str) -> tuple[str, ...]:
@@ -87,107 +72,152 @@ def check(case: Case, device: torch.device, names: Collection[str]) -> dict[str,
         return {peer: _checked(subject, peer)[0] for peer in names}
 
 
-def measure(case: Case, device: torch.device, settings: Settings) -> dict[str, Samples]:
-    """Check and time all formulations of a case, interleaved.
+class Measurement:
+    """One case with its formulations, checked and ready to be timed, in as many pieces as wanted.
 
     Args:
         case: what to measure.
         device: where.
         settings: for how long.
 
+    Attributes:
+        case: what is measured.
+        samples: what was measured so far, by the name of the formulation.
+        size: bytes of the tensors that are kept between visits.
+    """
+
+    def __init__(self, case: Case, device: torch.device, settings: Settings) -> None:
+        self.case = case
+        self.samples: dict[str, Samples] = {}
+        self._settings = settings.for_device(device.type)
+        self._calls: dict[str, Call] = {}
+        self._rounds = 0
+        with _Numerics(case):
+            self._timer = clock(device, ahead=case.level == "op")
+            self._subject = _subject(case, device, cache_size(device))
+            for peer in peers(case, device.type):
+                if settings.peers is None or peer in (OURS, OFFICIAL, *settings.peers):
+                    self.samples[peer], call = _checked(self._subject, peer)
+                    if call is not None and self._warm_up(peer, call):
+                        self._calls[peer] = call
+            self._position = dict.fromkeys(self._calls, 0)
+            self._subject.forget_reference()
+        self.size = self._subject.size
+
+    def visit(self) -> None:
+        """Time all formulations, interleaved, for the share of a visit."""
+        settings = self._settings
+        share = settings.seconds / settings.visits
+        least = math.ceil(_MIN_ROUNDS / settings.visits)
+        with _Numerics(self.case):
+            for peer in self._calls:
+                self.samples[peer].visits.append([])
+            end = time.perf_counter() + share
+            for completed in range(max(least, _MAX_ROUNDS // settings.visits)):
+                if completed >= least and (time.perf_counter() > end or self._precise()):
+                    return
+                self._round()
+
+    def finish(self) -> None:
+        """Measure what needs one call only: peak memory, and the time to enqueue it."""
+        with _Numerics(self.case):
+            for peer, call in self._calls.items():
+                self.samples[peer].host = self._timer.host_time(call)
+                if self._settings.memory:
+                    self.samples[peer].peak_memory = self._timer.peak_memory(call)
+
+    def _warm_up(self, peer: str, call: Call) -> bool:
+        try:
+            # The check has run it once. What takes long shows nothing of a first call.
+            for _ in range(3):
+                seconds = sum(self._timer.sample(call, [0]))
+                if seconds > 0.2:
+                    break
+        except Exception as error:
+            self.samples[peer] = _excused(peer, error)
+            return False
+        shortest = _SHORTEST[self._timer.device_type]
+        self.samples[peer].iterations = max(1, math.ceil(shortest / max(seconds, 1e-7)))
+        return True
+
+    def _round(self) -> None:
+        # Every peer follows every other in turn: none always finds the caches of the same one.
+        names = list(self._calls)
+        shift = self._rounds % len(names) if names else 0
+        self._rounds += 1
+        for peer in names[shift:] + names[:shift]:
+            iterations = self.samples[peer].iterations
+            first = self._position[peer]
+            self._position[peer] += iterations
+            indices = [(first + i) % self._subject.sets for i in range(iterations)]
+            laps = self._timer.sample(self._calls[peer], indices)
+            self.samples[peer].visits[-1].append(laps)
+
+    def _precise(self) -> bool:
+        if self._settings.visits > 1:
+            return False
+        found = [ratio(self.samples, peer, t) for peer in self._calls for t in self.case.mode]
+        precision = self._settings.precision
+        return all(r is not None and (r[2] - r[1]) / 2 <= precision * r[0] for r in found)
+
+
+def measure(case: Case, device: torch.device, settings: Settings) -> dict[str, Samples]:
+    """Check and time all formulations of a case, interleaved.
+
+    Args:
+        case: what to measure.
+        device: where.
+        settings: for how long; all in one visit.
+
     Returns:
         Samples by the name of the formulation, `OURS` and `OFFICIAL` first.
     """
-    with _Numerics(case):
-        subject = _subject(case, device, cache_size(device))
-        timer = clock(device, ahead=case.level == "op")
-        results: dict[str, Samples] = {}
-        calls: dict[str, Call] = {}
-        for peer in peers(case, device.type):
-            if settings.peers is not None and peer not in (OURS, OFFICIAL, *settings.peers):
-                continue
-            results[peer], call = _checked(subject, peer)
-            if call is not None:
-                calls[peer] = call
-        _warm_up(calls, results, timer)
-        _interleave(calls, results, timer, subject, settings)
-        for peer, call in calls.items():
-            results[peer].host = timer.host_time(call)
-            if settings.memory:
-                results[peer].peak_memory = timer.peak_memory(call)
-        return results
+    ((_, samples, _),) = measure_all([case], device, replace(settings, visits=1))
+    return samples
 
 
-def rows(case: Case, samples: dict[str, Samples], roofs: dict[str, Any] | None) -> list[dict]:
-    """Return the rows of a report for a measured case, one for each pass."""
-    subject = case.subject
-    return [
-        {
-            "id": case.identifier(timed),
-            "level": case.level,
-            "group": subject.group,
-            "name": subject.name,
-            "shape": str(subject),
-            "batch": subject.batch,
-            "experts": subject.experts,
-            "pass": timed,
-            "dtype": case.dtype,
-            "memory_format": case.memory_format,
-            **_floor(case, timed, roofs),
-            "results": [result(peer, timed, samples) for peer in samples],
-        }
-        for timed in case.mode
-    ]
+def measure_all(
+    chosen: Iterable[Case], device: torch.device, settings: Settings
+) -> Iterator[tuple[Case, dict[str, Samples], bool]]:
+    """Measure cases in turn, each in as many visits as the settings say.
 
+    As many cases as fit the memory are kept between visits.
 
-def result(peer: str, timed: str, samples: dict[str, Samples]) -> dict[str, Any]:
-    """Return what a report says of one formulation and pass of a measured case."""
-    mine = samples[peer]
-    if mine.failed is not None:
-        return {"peer": peer, "failed": mine.failed}
-    if mine.skipped is not None:
-        return {"peer": peer, "skipped": mine.skipped}
-    q1, median, q3 = statistics.quantiles(mine.times(timed), n=4)
-    found = ratio(samples, peer, timed)
-    whole = timed != "backward"
-    return {
-        "peer": peer,
-        "median": median,
-        "q1": q1,
-        "q3": q3,
-        "rounds": len(mine.laps),
-        "ratio": found[0] if found else None,
-        "ratio_low": found[1] if found else None,
-        "ratio_high": found[2] if found else None,
-        "error": mine.accuracy.error,
-        "bar": mine.accuracy.bound,
-        "peak_memory": mine.peak_memory if whole else None,
-        "host": mine.host if whole else None,
-    }
-
-
-def ratio(samples: dict[str, Samples], peer: str, timed: str) -> tuple[float, float, float] | None:
-    """Return how many times faster than the official formulation a peer is.
-
-    Returns:
-        The median over the rounds of the ratio within a round, and the 95 % confidence interval of
-        that median; None if one of the two was not measured.
+    Yields:
+        A case, its samples by the name of the formulation, and whether these are final: each case
+        is yielded after its first visit, and again after its last if there are several.
     """
-    official = samples.get(OFFICIAL)
-    if official is None or not official.laps or not samples[peer].laps:
-        return None
-    pairs = zip(official.times(timed), samples[peer].times(timed), strict=True)
-    return interval([a / b for a, b in pairs])
+    visits = settings.for_device(device.type).visits
+    budget = _memory(device) // 4
+    block: list[Measurement] = []
+    for case in chosen:
+        try:
+            measurement = Measurement(case, device, settings)
+            measurement.visit()
+        except Exception as error:
+            yield case, {OURS: _excused(OURS, error)}, True
+            continue
+        if visits == 1:
+            measurement.finish()
+            yield case, measurement.samples, True
+            continue
+        yield case, measurement.samples, False
+        block.append(measurement)
+        if sum(kept.size for kept in block) > budget:
+            yield from _revisit(block, visits - 1)
+    yield from _revisit(block, visits - 1)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median and its 95 % confidence interval, from the order of the values alone."""
-    ordered = sorted(values)
-    n = len(ordered)
-    reach = 0.98 * math.sqrt(n)
-    low = max(0, math.floor(n / 2 - reach))
-    high = min(n - 1, math.ceil(n / 2 + reach))
-    return statistics.median(ordered), ordered[low], ordered[high]
+def _revisit(
+    block: list[Measurement], visits: int
+) -> Iterator[tuple[Case, dict[str, Samples], bool]]:
+    for _ in range(visits):
+        for measurement in block:
+            measurement.visit()
+    while block:
+        measurement = block.pop(0)
+        measurement.finish()
+        yield measurement.case, measurement.samples, True
 
 
 class _Numerics:
@@ -225,67 +255,25 @@ def _checked(subject: Subject, peer: str) -> tuple[Samples, Call | None]:
     # A peer that does not run here (no compiler, a type it does not take, too little memory) is no
     # fault of ours, and whatever it raises must not end the measurement of the others.
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-        if peer == OURS:
-            return Samples(failed=reason), None
-        return Samples(skipped=reason), None
+        return _excused(peer, error), None
     if not accuracy.error <= accuracy.bound:
         text = f"error {accuracy.error:.1e} against float64, expected at most {accuracy.bound:.1e}"
         return Samples(accuracy, failed=text), None
     return Samples(accuracy), call
 
 
-def _warm_up(calls: dict[str, Call], results: dict[str, Samples], timer: Clock) -> None:
-    for peer, call in calls.items():
-        # The check has run it once. What takes long shows nothing of a first call.
-        for _ in range(3):
-            seconds = sum(timer.sample(call, [0]))
-            if seconds > 0.2:
-                break
-        results[peer].iterations = max(
-            1, math.ceil(_SHORTEST[timer.device_type] / max(seconds, 1e-7))
-        )
+def _excused(peer: str, error: Exception) -> Samples:
+    reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+    too_large = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if peer == OURS and not too_large:
+        return Samples(failed=reason)
+    return Samples(skipped=reason)
 
 
-def _interleave(
-    calls: dict[str, Call],
-    results: dict[str, Samples],
-    timer: Clock,
-    subject: Subject,
-    settings: Settings,
-) -> None:
-    names = list(calls)
-    position = dict.fromkeys(names, 0)
-    end = time.perf_counter() + (settings.seconds or _SECONDS[timer.device_type])
-    for completed in range(_MAX_ROUNDS):
-        if completed >= _MIN_ROUNDS and (
-            time.perf_counter() > end or _precise(names, results, subject.case, settings)
-        ):
-            return
-        # Every peer follows every other in turn: none always finds the caches of the same one.
-        shift = completed % len(names) if names else 0
-        for peer in names[shift:] + names[:shift]:
-            iterations = results[peer].iterations
-            indices = [(position[peer] + i) % subject.sets for i in range(iterations)]
-            position[peer] += iterations
-            results[peer].laps.append(timer.sample(calls[peer], indices))
-
-
-def _precise(names: list[str], results: dict[str, Samples], case: Case, settings: Settings) -> bool:
-    found = [ratio(results, peer, timed) for peer in names for timed in case.mode]
-    return all(r is not None and (r[2] - r[1]) / 2 <= settings.precision * r[0] for r in found)
-
-
-def _floor(case: Case, timed: str, roofs: dict[str, Any] | None) -> dict[str, Any]:
-    subject = case.subject
-    parts = layers(subject) if isinstance(subject, Network) else [subject]
-    size = DTYPES[case.dtype].itemsize
-    pieces = [(ops, size * elements) for ops, elements in (work(part, timed) for part in parts)]
-    ops, traffic = (sum(column) for column in zip(*pieces, strict=True))
-    found: dict[str, Any] = {"flops": ops, "bytes": traffic, "floor": None, "bound": None}
-    rate = roofs["rates"].get(case.dtype) if roofs else None
-    if rate:
-        bandwidth = roofs["bandwidth"]
-        found["floor"] = sum(max(o / rate, t / bandwidth) for o, t in pieces)
-        found["bound"] = "compute" if ops / rate > traffic / bandwidth else "memory"
-    return found
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 8 << 30

@@ -15,7 +15,7 @@ from dasr_ops.models import Degradation_Predictor, MSRResNetDynamic
 from . import accuracy
 from .cases import DTYPES, INFERENCE, MEMORY_FORMATS, TRAINING, Case, Network
 from .clock import Call
-from .formulations import COMPILED, OFFICIAL, OURS, SLOPE, STATIC
+from .formulations import COMPILED, OFFICIAL, OURS, SLOPE, STATIC, compiled_once
 from .subjects import Accuracy
 
 _SEED = 0
@@ -102,6 +102,8 @@ class NetworkSubject:
         if self._grad is not None:
             self._grad = self._grad.to(device, dtype).contiguous(**memory_format)
         self._memory_format = memory_format
+        # A static network of its own, and what an allocator keeps of the activations.
+        self.size = 2 * sum(p.nbytes for p in g.parameters()) + 20 * images[0].nbytes
         self._runs: dict[str, tuple[Run, list[nn.Parameter]]] = {}
         self._expected: dict[bool, tuple[Tensor, ...]] = {}
         self._graphs: dict[str, tuple[Call, Tensor]] = {}
@@ -152,13 +154,17 @@ class NetworkSubject:
         # flip errs by a whole derivative.
         return Accuracy(accuracy.rms_error(flat, want), (depth * bound) ** 0.5)
 
+    def forget_reference(self) -> None:
+        """Free what only checks need."""
+        self._expected.clear()
+
     def _run(self, peer: str) -> tuple[Run, list[nn.Parameter]]:
         if peer not in self._runs:
             self._runs[peer] = self._build(peer)
         return self._runs[peer]
 
     def _build(self, peer: str) -> tuple[Run, list[nn.Parameter]]:
-        kind, _, compiled = peer.partition(", ")
+        kind, _, how = peer.partition(", ")
         if kind == STATIC:
             static = self._g.to_static(self._weights[0]).to(**self._memory_format)
             parameters = list(static.parameters())
@@ -170,9 +176,8 @@ class NetworkSubject:
             g = self._g if kind == OURS else OfficialGenerator(self._g)
             parameters = list(g.parameters())
             run = _with_predictor(self._p, g) if self._network.name == "dasr" else g
-        if compiled:
-            torch._dynamo.reset()
-            run = torch.compile(run, dynamic=False)
+        if how:
+            run = compiled_once(run)
         return run, parameters
 
     def _reference(self, fixed: bool) -> tuple[Tensor, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import torch
 
 from . import machine, tables
 from .cases import Case, Selection, cases
-from .measure import Samples, Settings, measure, rows
+from .measure import Settings, measure_all
+from .results import Samples, rows
 
 FORMAT = 1
 """Version of the layout of reports."""
@@ -46,9 +47,14 @@ def new_report(
 
 
 def add(report: Report, case: Case, samples: dict[str, Samples]) -> list[dict[str, Any]]:
-    """Add a measured case to a report and return its rows, one for each pass."""
+    """Add a measured case to a report, or replace it, and return its rows, one for each pass."""
     added = rows(case, samples, report["roofline"])
-    report["cases"] += added
+    position = {row["id"]: i for i, row in enumerate(report["cases"])}
+    for row in added:
+        if row["id"] in position:
+            report["cases"][position[row["id"]]] = row
+        else:
+            report["cases"].append(row)
     return added
 
 
@@ -110,18 +116,27 @@ def run(
     report = new_report(place, selection, commit=commit)
     say = progress or (lambda line: None)
     say(tables.machine_line(report))
-    for number, case in enumerate(chosen, 1):
-        if budget is not None and time.monotonic() - start > budget:
-            report["left_out"] += [
-                {"case": rest.label, "reason": f"the budget of {budget:g} s was used up"}
-                for rest in chosen[number - 1 :]
-            ]
-            break
-        for row in add(report, case, measure(case, place, settings)):
-            say(f"[{number}/{len(chosen)}] {describe(row)}")
+    started: list[Case] = []
+
+    def within_budget() -> Iterator[Case]:
+        for case in chosen:
+            if budget is not None and time.monotonic() - start > budget:
+                return
+            started.append(case)
+            yield case
+
+    for case, samples, final in measure_all(within_budget(), place, settings):
+        added = add(report, case, samples)
+        mark = "" if final else ", first of several visits"
+        for row in added:
+            say(f"[{len(started)}/{len(chosen)}{mark}] {describe(row)}")
         report["seconds"] = round(time.monotonic() - start, 1)
         if json is not None:
             write_json(report, json)
+    report["left_out"] = [
+        {"case": case.label, "reason": f"the budget of {budget:g} s was used up"}
+        for case in chosen[len(started) :]
+    ]
     if json is not None:
         write_json(report, json)
     if markdown is not None:

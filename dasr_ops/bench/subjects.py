@@ -31,6 +31,7 @@ class Subject(Protocol):
 
     case: Case
     sets: int
+    size: int
 
     def call(self, peer: str) -> Call:
         """Return the call to time; `TRAINING` has two laps, forward and backward."""
@@ -38,6 +39,10 @@ class Subject(Protocol):
 
     def check(self, peer: str) -> Accuracy:
         """Run ``peer`` once, for gradients too where they are timed, and compare with float64."""
+        ...
+
+    def forget_reference(self) -> None:
+        """Free what only checks need."""
         ...
 
 
@@ -57,7 +62,7 @@ class LayerSubject:
         self._train = case.mode == TRAINING
         generator = torch.Generator(device).manual_seed(_SEED)
         first = self._make(generator)
-        size = sum(t.numel() * t.element_size() for t in first if t is not None)
+        size = sum(t.nbytes for t in first if t is not None)
         self.sets = min(_MAX_SETS, max(2, math.ceil(2 * cache / size)))
         self._arguments = [first]
         self._arguments += [self._make(generator) for _ in range(self.sets - 1)]
@@ -66,6 +71,7 @@ class LayerSubject:
         self._made: dict[str, Formulation] = {}
         self._expected: dict[bool, tuple[Tensor | None, ...]] = {}
         self._safe: dict[bool, Tensor] = {}
+        self.size = self.sets * (size + (self._grads[0].nbytes if self._grads else 0))
 
     def call(self, peer: str) -> Call:
         """Return the call to time."""
@@ -103,6 +109,11 @@ class LayerSubject:
             run(layer, tensors), _leaves(tensors), self._safe_gradient(peer), allow_unused=True
         )
         return max(self._gradients(grads, expected), key=lambda a: a.error / a.bound)
+
+    def forget_reference(self) -> None:
+        """Free what only checks need."""
+        self._expected.clear()
+        self._safe.clear()
 
     def _gradients(
         self, grads: Sequence[Tensor | None], expected: Sequence[Tensor | None]
