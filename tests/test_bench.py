@@ -330,11 +330,16 @@ def test_visits_are_spread_over_all_cases(tiny, monkeypatch) -> None:
         original(self)
 
     monkeypatch.setattr(measure.Measurement, "visit", visit)
-    settings = Settings(seconds=0, visits=3)
+    settings = Settings(seconds=0, visits=3)  # 5 rounds at least, 2 in each visit
     found = report.run("quick", device="cpu", settings=settings, progress=None)
     assert order == [0, 1, 2] * 3
     measured = [r for row in found["cases"] for r in row["results"] if "rounds" in r]
     assert [(r["rounds"], r["visits"]) for r in measured] == [(2, 3)] * 4 * 3
+
+    # However many visits there are, each has a spread.
+    many = Settings(seconds=0, visits=7)
+    found = report.run("quick", device="cpu", settings=many, only="plain", progress=None)
+    assert found["cases"][0]["results"][0]["rounds"] == 2
 
     # With memory for one case only, each has its visits by itself.
     order.clear()

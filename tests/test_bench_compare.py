@@ -149,7 +149,7 @@ def test_odd_values_survive(run, field, value) -> None:
 
 @pytest.mark.parametrize(
     ("size", "expected"),
-    [(52_000_000, []), (60_000_000, ["larger"]), (40_000_000, ["smaller"])],
+    [(60_000_000, []), (70_000_000, ["larger"]), (30_000_000, ["smaller"])],
 )
 def test_peak_memory(size, expected) -> None:
     new = report()

@@ -79,7 +79,7 @@ def result(peer: str, timed: str, samples: dict[str, Samples]) -> dict[str, Any]
     if mine.skipped is not None:
         return {"peer": peer, "skipped": mine.skipped}
     times = mine.best(timed)
-    q1, median, q3 = statistics.quantiles(times, n=4)
+    q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
     found = ratio(samples, peer, timed)
     whole = timed != "backward"
     return {
