@@ -386,12 +386,16 @@ needs_tyro = pytest.mark.skipif(
 def test_command(tiny, tmp_path: Path, capsys) -> None:
     path = tmp_path / "report.json"
     arguments = ["bench", "--device", "cpu", "--seconds", "0.01", "--only", "plain"]
-    assert main([*arguments, "--json", str(path), "--plot", str(tmp_path / "plot.svg")]) == 0
+    arguments += ["--json", str(path), "--plot", str(tmp_path / "plot.svg")]
+    assert main([*arguments, "--markdown", str(tmp_path / "pages" / "report.md")]) == 0
     output = capsys.readouterr()
     assert "Times faster than the official formulation" in output.out
     assert output.out.count("Test, plain: 2 x 6->4 3x3, 7x5, K = 3") == 3
     assert len(json.loads(path.read_text())["cases"]) == 3
     assert {p.name for p in tmp_path.glob("plot*.svg")} == {"plot-ratios.svg", "plot-roofline.svg"}
+    page = (tmp_path / "pages" / "report.md").read_text()
+    assert "(../plot-ratios.svg)" in page
+    assert "(../plot-roofline.svg)" in page
 
 
 @needs_tyro

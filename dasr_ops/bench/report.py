@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -139,16 +140,11 @@ def run(
     ]
     if json is not None:
         write_json(report, json)
+    pictures = _plot(report, plot) if plot is not None else []
     if markdown is not None:
-        _write(markdown, tables.markdown(report))
-    if plot is not None:
-        from .plot import SUFFIXES
-        from .plot import plot as draw
-
-        if plot.suffix in SUFFIXES:
-            draw(report, plot.with_suffix(""), plot.suffix)
-        else:
-            draw(report, plot)
+        folder = markdown.absolute().parent
+        links = [Path(os.path.relpath(picture, folder)).as_posix() for picture in pictures]
+        _write(markdown, tables.markdown(report, links))
     return report
 
 
@@ -187,6 +183,15 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
             raise ValueError(f"device: {found} was asked for, but torch finds no CUDA device")
         torch.cuda.set_device(found)
     return found
+
+
+def _plot(report: Report, plot: Path) -> list[Path]:
+    from .plot import SUFFIXES
+    from .plot import plot as draw
+
+    if plot.suffix in SUFFIXES:
+        return draw(report, plot.with_suffix(""), plot.suffix)
+    return draw(report, plot)
 
 
 def rounded(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from .formulations import OFFICIAL, OURS, STATIC
@@ -11,9 +12,15 @@ Report = dict[str, Any]
 Row = dict[str, Any]
 
 
-def markdown(report: Report) -> str:
-    """Return a whole report: machine, ratios, memory and errors, what was left out."""
+def markdown(report: Report, pictures: Iterable[str] = ()) -> str:
+    """Return a whole report: machine, ratios, memory and errors, what was left out.
+
+    Args:
+        report: what was measured.
+        pictures: plots to show, as the page's readers find them.
+    """
     parts = ["# Benchmark", machine_line(report), _EXPLANATION]
+    parts += [f"![{PurePath(picture).stem}]({picture})" for picture in pictures]
     for level, title in (("op", "One operator"), ("network", "Whole networks")):
         rows = [row for row in report["cases"] if row["level"] == level]
         if rows:
@@ -26,16 +33,20 @@ def markdown(report: Report) -> str:
 def summary(report: Report) -> str:
     """Return the ratios of our operator and of a static convolution, a row for each layer."""
     passes = ("forward", "forward+backward")
+    dtypes = {row["dtype"] for row in report["cases"]}
     lines: dict[str, dict[str, Row]] = {}
     for row in report["cases"]:
         if row["pass"] in passes:
-            lines.setdefault(_variant(row), {})[row["pass"]] = row
+            label = f"{_label(row)}, {row['memory_format']}"
+            label += f", {row['dtype']}" if len(dtypes) > 1 else ""
+            lines.setdefault(label, {})[row["pass"]] = row
     cells = [
         [label, *(_short(line.get(timed, {}), peer) for timed in passes for peer in (OURS, STATIC))]
         for label, line in lines.items()
     ]
     header = ["", "forward", STATIC, "forward + backward", STATIC]
-    caption = f"{machine_line(report)}. Times faster than the official formulation:"
+    types = f", {dtypes.pop()}" if len(dtypes) == 1 else ""
+    caption = f"{machine_line(report)}{types}. Times faster than the official formulation:"
     return f"{caption}\n\n{_grid(header, cells)}\n"
 
 
@@ -138,9 +149,12 @@ def _result(row: Row, peer: str) -> dict[str, Any]:
     return next((result for result in row["results"] if result["peer"] == peer), {})
 
 
+def _label(row: Row) -> str:
+    return f"{row['group']}, {row['name']}: {row['batch']} x {row['shape']}, K = {row['experts']}"
+
+
 def _variant(row: Row) -> str:
-    subject = f"{row['group']}, {row['name']}: {row['batch']} x {row['shape']}"
-    return f"{subject}, K = {row['experts']}, {row['dtype']}, {row['memory_format']}"
+    return f"{_label(row)}, {row['dtype']}, {row['memory_format']}"
 
 
 def _short(row: Row, peer: str) -> str:
