@@ -232,12 +232,13 @@ def test_ratio_is_that_within_a_round() -> None:
     assert results.ratio({"dasr_ops": samples["dasr_ops"]}, "dasr_ops", "backward") is None
 
 
-def test_the_least_disturbed_visit_counts() -> None:
+def test_the_fastest_visits_count() -> None:
     samples = {
         "official": Samples(visits=[[[6.0]] * 3, [[4.0]] * 3, [[4.4]] * 3]),
-        "dasr_ops": Samples(visits=[[[1.0]] * 3, [[2.0]] * 3, [[1.1]] * 3]),
+        "dasr_ops": Samples(visits=[[[1.0]] * 3, [[2.0]] * 3, [[1.25]] * 3]),
     }
-    assert results.ratio(samples, "dasr_ops", "forward") == (4.0, 4.0, 4.0)  # of the third
+    assert results.ratio(samples, "dasr_ops", "forward") == (4.0, 4.0, 4.0)
+    assert results.ratio(samples, "official", "forward") == (1.0, 1.0, 1.0)
     assert samples["official"].best("forward") == [4.0] * 3
     assert samples["dasr_ops"].best("forward") == [1.0] * 3
 

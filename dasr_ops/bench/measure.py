@@ -22,7 +22,7 @@ from .subjects import LayerSubject, Subject
 
 _MIN_ROUNDS = 5
 _MAX_ROUNDS = 200
-_DEFAULTS = {"cpu": (4.0, 4), "cuda": (1.0, 1)}
+_DEFAULTS = {"cpu": (4.0, 6), "cuda": (1.0, 1)}
 """Seconds and visits."""
 
 _SHORTEST = {"cpu": 1e-3, "cuda": 2e-4}
@@ -37,7 +37,7 @@ class Settings:
         seconds: time for the rounds of one case, at least 5 of them; None: 4 on a CPU, 1 on a GPU.
         visits: in how many pieces that time is spent, all cases in turn between them: other work on
             a machine slows it for seconds, which would hit all rounds of a case. The fastest visit
-            counts. None: 4 on a CPU, 1 on a GPU.
+            of each formulation counts. None: 6 on a CPU, 1 on a GPU.
         precision: with a single visit, the rounds end when each ratio is known to this, relative.
         peers: names of formulations to measure beside ours and the official one; None for all.
         memory: whether peak memory is measured.

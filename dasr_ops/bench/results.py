@@ -103,16 +103,18 @@ def ratio(samples: dict[str, Samples], peer: str, timed: str) -> tuple[float, fl
     """Return how many times faster than the official formulation a peer is.
 
     Returns:
-        The median over the rounds of the ratio within a round, in the visit that disturbed both
-        least, and the 95 % confidence interval of that median; None if one of the two was not
-        measured.
+        The ratio and its 95 % confidence interval; None if one of the two was not measured. With a
+        single visit it is the median over the rounds of the ratio within a round; with several, the
+        ratio of the medians of each one's fastest visit.
     """
     official = samples.get(OFFICIAL)
     if official is None or not official.visits or not samples[peer].visits:
         return None
-    visits = zip(official.times(timed), samples[peer].times(timed), strict=True)
-    least = min(visits, key=lambda both: math.prod(map(statistics.median, both)))
-    return interval([a / b for a, b in zip(*least, strict=True)])
+    if len(official.visits) == 1 or peer == OFFICIAL:
+        pairs = zip(official.times(timed)[0], samples[peer].times(timed)[0], strict=True)
+        return interval([a / b for a, b in pairs])
+    theirs, mine = (interval(one.best(timed)) for one in (official, samples[peer]))
+    return theirs[0] / mine[0], theirs[1] / mine[2], theirs[2] / mine[1]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

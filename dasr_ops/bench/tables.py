@@ -91,15 +91,15 @@ def machine_line(report: Report) -> str:
 
 _EXPLANATION = """\
 Times faster than the official formulation (`torch.mm` of the experts, then `conv2d` with
-`groups=batch`, in the memory format of the input): the median of the ratio within a round, all
-formulations of a row timed in turn, ± half of the 95 % confidence interval of that median. Times
-are medians ± half of the interquartile range. On a CPU each row is measured in several visits,
-minutes apart, and the least disturbed one counts. `static` is an ordinary convolution (network)
-with one kernel for all images: not the same function, but what one would pay without experts.
-`limit` is the ratio that the roofline allows: direct convolution at the measured rate of matrix
-arithmetic, each tensor moved once at the measured copy bandwidth; Winograd's algorithm can pass
-it. Every formulation was first compared with float64. On a CPU the process keeps freed memory, as
-with jemalloc: times are without the page faults that glibc's defaults add at random."""
+`groups=batch`, in the memory format of the input), ± half of the 95 % confidence interval; times
+are medians ± half of the interquartile range. All formulations of a row are timed in turn, on a CPU
+in several visits, minutes apart, of which the fastest of each counts. `static` is an ordinary
+convolution (network) with one kernel for all images: not the same function, but what one would pay
+without experts. `limit` is the ratio that the roofline allows: direct convolution at the measured
+rate of matrix arithmetic, each tensor moved once at the measured copy bandwidth; Winograd's
+algorithm can pass it. Every formulation was first compared with float64. On a CPU the process keeps
+freed memory, as with jemalloc: times are without the page faults that glibc's defaults add at
+random."""
 
 
 def _details(rows: Iterable[Row]) -> str:
