@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--benchmark-seconds",
         metavar="SECONDS",
         type=float,
-        help="Time for the rounds of each case. Default: 3.6 on a CPU, 1 on a GPU.",
+        help="Time for the rounds of each case. Default: 3 on a CPU, 1 on a GPU.",
     )
 
 

@@ -22,7 +22,7 @@ from .subjects import LayerSubject, Subject
 
 _MIN_ROUNDS = 5
 _MAX_ROUNDS = 200
-_DEFAULTS = {"cpu": (3.6, 6), "cuda": (1.0, 1)}
+_DEFAULTS = {"cpu": (3.0, 6), "cuda": (1.0, 1)}
 """Seconds and visits."""
 
 _SHORTEST = {"cpu": 1e-3, "cuda": 2e-4}
@@ -34,7 +34,7 @@ class Settings:
     """How long to measure.
 
     Attributes:
-        seconds: time for the rounds of one case, at least 5 of them; None: 3.6 on a CPU, 1 on a
+        seconds: time for the rounds of one case, at least 5 of them; None: 3 on a CPU, 1 on a
             GPU.
         visits: in how many pieces that time is spent, all cases in turn between them: other work on
             a machine slows it for seconds, which would hit all rounds of a case. The fastest visit

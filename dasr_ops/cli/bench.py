@@ -38,7 +38,7 @@ class Bench:
     )
     only: Annotated[str, _help("Measure only cases whose name contains this.")] = ""
     seconds: Annotated[
-        float | None, _help("Time for the rounds of each case. Default: 3.6 on a CPU, 1 on a GPU.")
+        float | None, _help("Time for the rounds of each case. Default: 3 on a CPU, 1 on a GPU.")
     ] = None
     budget: Annotated[
         float | None, _help("Seconds after which no further case starts. Default: no limit.")
