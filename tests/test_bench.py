@@ -342,8 +342,27 @@ def test_visits_are_spread_over_all_cases(tiny, monkeypatch) -> None:
     found = report.run("quick", device="cpu", settings=many, only="plain", progress=None)
     assert found["cases"][0]["results"][0]["rounds"] == 2
 
-    # With memory for one case only, each has its visits by itself.
+    # A budget that ends during the first visits leaves these.
     order.clear()
+    clock = iter([0.0, 1.0, 1.0, 2.0])
+    monkeypatch.setattr(report.time, "monotonic", lambda: next(clock, 100.0))
+    found = report.run("quick", device="cpu", settings=settings, budget=3, progress=None)
+    monkeypatch.undo()
+    assert order == [0, 1]
+    assert len(found["left_out"]) == 1
+    assert found["cases"][0]["results"][0]["visits"] == 1
+
+
+def test_with_memory_for_one_case_each_has_its_visits_by_itself(tiny, monkeypatch) -> None:
+    order = []
+    original = measure.Measurement.visit
+
+    def visit(self):
+        order.append(tiny.index(self.case))
+        original(self)
+
+    monkeypatch.setattr(measure.Measurement, "visit", visit)
+    settings = Settings(seconds=0, visits=3)
     monkeypatch.setattr(measure, "_memory", lambda device: 0)
     report.run("quick", device="cpu", settings=settings, progress=None)
     assert order == [0, 0, 0, 1, 1, 1, 2, 2, 2]

@@ -178,11 +178,20 @@ def measure(case: Case, device: torch.device, settings: Settings) -> dict[str, S
 
 
 def measure_all(
-    chosen: Iterable[Case], device: torch.device, settings: Settings
+    chosen: Iterable[Case],
+    device: torch.device,
+    settings: Settings,
+    until: float = math.inf,
 ) -> Iterator[tuple[Case, dict[str, Samples], bool]]:
     """Measure cases in turn, each in as many visits as the settings say.
 
     As many cases as fit the memory are kept between visits.
+
+    Args:
+        chosen: the cases.
+        device: where.
+        settings: for how long.
+        until: of `time.monotonic`; from then on no case is visited again.
 
     Yields:
         A case, its samples by the name of the formulation, and whether these are final: each case
@@ -205,16 +214,17 @@ def measure_all(
         yield case, measurement.samples, False
         block.append(measurement)
         if sum(kept.size for kept in block) > budget:
-            yield from _revisit(block, visits - 1)
-    yield from _revisit(block, visits - 1)
+            yield from _revisit(block, visits - 1, until)
+    yield from _revisit(block, visits - 1, until)
 
 
 def _revisit(
-    block: list[Measurement], visits: int
+    block: list[Measurement], visits: int, until: float
 ) -> Iterator[tuple[Case, dict[str, Samples], bool]]:
     for _ in range(visits):
         for measurement in block:
-            measurement.visit()
+            if time.monotonic() < until:
+                measurement.visit()
     while block:
         measurement = block.pop(0)
         measurement.finish()

@@ -88,7 +88,8 @@ def run(
         selection: ``"quick"``, ``"default"`` or ``"full"``, see `dasr_ops.bench.cases`.
         device: a CPU or CUDA device; by default a CUDA device if there is one.
         settings: how long to measure each case.
-        budget: seconds after which no further case starts; what is left out is listed.
+        budget: seconds after which no further case starts, and none is visited again; what is left
+            out is listed.
         only: measure cases whose name contains this.
         json: file for the report, rewritten after each case.
         markdown: file for its tables.
@@ -126,7 +127,8 @@ def run(
             started.append(case)
             yield case
 
-    for case, samples, final in measure_all(within_budget(), place, settings):
+    until = math.inf if budget is None else start + budget
+    for case, samples, final in measure_all(within_budget(), place, settings, until):
         added = add(report, case, samples)
         mark = "" if final else ", first of several visits"
         for row in added:
