@@ -345,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--threshold",
         type=float,
-        help="relative change of our ratio that counts, default %(default)s",
+        help="relative change of our ratio that counts; default: by the kind of device",
     )
     parser.add_argument(
         "--agreement", action="store_true", help="print the ratios that agree least"

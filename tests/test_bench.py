@@ -287,7 +287,7 @@ def test_run_writes_a_report(tiny, tmp_path: Path) -> None:
             assert row["floor"] == pytest.approx(expected, rel=1e-4)
         else:
             assert row["floor"] > expected
-    assert not report.failures(found)
+    assert not tables.failures(found)
     page = (tmp_path / "report.md").read_text()
     assert "abc1234" in page
     assert page.count("Test, plain") == 3 + 2  # ratios, and details without the backward pass
@@ -374,7 +374,7 @@ def test_a_case_that_cannot_be_set_up_is_a_failure(tiny, monkeypatch) -> None:
 
     monkeypatch.setattr(measure, "_subject", broken)
     found = report.run("quick", device="cpu", progress=None)
-    assert len(report.failures(found)) == len(found["cases"]) == 4
+    assert len(tables.failures(found)) == len(found["cases"]) == 4
 
 
 def test_too_little_memory_is_no_failure(tiny, monkeypatch) -> None:
@@ -383,7 +383,7 @@ def test_too_little_memory_is_no_failure(tiny, monkeypatch) -> None:
 
     monkeypatch.setitem(formulations.FORMULATIONS, "dasr_ops", large)
     found = report.run("quick", device="cpu", only="plain", settings=Settings(0.01), progress=None)
-    assert not report.failures(found)
+    assert not tables.failures(found)
     assert "out of memory" in found["cases"][0]["results"][0]["skipped"]
 
 

@@ -59,16 +59,6 @@ def add(report: Report, case: Case, samples: dict[str, Samples]) -> list[dict[st
     return added
 
 
-def failures(report: Report) -> list[str]:
-    """Return what went wrong: formulations that are not exact, and ours where it does not run."""
-    return [
-        f"{row['id']}: {result['peer']}: {result['failed']}"
-        for row in report["cases"]
-        for result in row["results"]
-        if "failed" in result
-    ]
-
-
 def run(
     selection: Selection = "default",
     *,

@@ -102,6 +102,16 @@ freed memory, as with jemalloc: times are without the page faults that glibc's d
 random."""
 
 
+def failures(report: Report) -> list[str]:
+    """Return what went wrong: formulations that are not exact, and ours where it does not run."""
+    return [
+        f"{row['id']}: {result['peer']}: {result['failed']}"
+        for row in report["cases"]
+        for result in row["results"]
+        if "failed" in result
+    ]
+
+
 def _details(rows: Iterable[Row]) -> str:
     header = ["", "pass", "peak MB: ours", OFFICIAL, STATIC, "error: ours", OFFICIAL, "bound"]
     cells = []
@@ -122,12 +132,6 @@ def _details(rows: Iterable[Row]) -> str:
 
 
 def _remarks(report: Report) -> list[str]:
-    failed = [
-        f"{row['id']}: {result['peer']}: {result['failed']}"
-        for row in report["cases"]
-        for result in row["results"]
-        if "failed" in result
-    ]
     skipped: dict[tuple[str, str], list[str]] = {}
     for row in report["cases"]:
         for result in row["results"]:
@@ -139,7 +143,7 @@ def _remarks(report: Report) -> list[str]:
     ]
     left_out = [f"{entry['case']}: {entry['reason']}" for entry in report["left_out"]]
     parts = []
-    for title, lines in (("Failed", failed), ("Not run", absent), ("Left out", left_out)):
+    for title, lines in (("Failed", failures(report)), ("Not run", absent), ("Left out", left_out)):
         if lines:
             parts += [f"## {title}", "\n".join(f"- {line}" for line in lines)]
     return parts

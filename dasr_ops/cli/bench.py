@@ -62,7 +62,6 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from dasr_ops.bench import Settings, run, tables
-    from dasr_ops.bench.report import failures
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -89,9 +88,10 @@ def main(argv: Sequence[str]) -> int:
         rows = [row for row in report["cases"] if row["level"] == level]
         if rows:
             print(tables.table(rows) + "\n")
-    for line in failures(report):
+    failures = tables.failures(report)
+    for line in failures:
         print(f"failed: {line}", file=sys.stderr)
-    return EXIT_FAILURE if failures(report) else 0
+    return EXIT_FAILURE if failures else 0
 
 
 def _progress(line: str) -> None:
