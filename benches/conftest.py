@@ -120,10 +120,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     found = suite.report()
     terminalreporter.section("times faster than the official formulation")
     terminalreporter.write_line(tables.machine_line(found))
-    for level in ("op", "network"):
-        rows = [row for row in found["cases"] if row["level"] == level]
-        if rows:
-            terminalreporter.write_line("\n" + tables.table(rows))
+    terminalreporter.write_line("\n" + tables.ratios(found))
 
 
 class Clock:

@@ -50,6 +50,12 @@ def summary(report: Report) -> str:
     return f"{caption}\n\n{_grid(header, cells)}\n"
 
 
+def ratios(report: Report) -> str:
+    """Return the tables of ratios alone, operators before networks."""
+    levels = ([r for r in report["cases"] if r["level"] == level] for level in ("op", "network"))
+    return "\n\n".join(table(rows) for rows in levels if rows)
+
+
 def table(rows: Sequence[Row]) -> str:
     """Return the table of ratios to the official formulation, a row for each case and pass."""
     names = dict.fromkeys(r["peer"] for row in rows for r in row["results"] if "median" in r)

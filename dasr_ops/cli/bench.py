@@ -84,10 +84,7 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_FAILURE
     print(tables.machine_line(report))
     print("Times faster than the official formulation:\n")
-    for level in ("op", "network"):
-        rows = [row for row in report["cases"] if row["level"] == level]
-        if rows:
-            print(tables.table(rows) + "\n")
+    print(tables.ratios(report) + "\n")
     failures = tables.failures(report)
     for line in failures:
         print(f"failed: {line}", file=sys.stderr)
