@@ -124,3 +124,12 @@ DASR_UNCHECKED T atomicAdd(T* address, T value) {
   *address = old + value;
   return old;
 }
+
+DASR_UNCHECKED inline unsigned atomicOr(unsigned* address, unsigned value) {
+  using namespace dasr::emulation;
+  check_aligned(address, sizeof(unsigned), "atomicOr");
+  check_access(address, sizeof(unsigned), Access::kAtomic, machine.current->id);
+  const unsigned old = *address;
+  *address = old | value;
+  return old;
+}

@@ -1,44 +1,62 @@
-// The Python module around the emulated kernels. Addresses travel as integers: Python keeps the
-// arrays alive and builds the params structs, whose layout comes from the headers themselves.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+// The Python module around the emulated kernels.
+#include "binding.h"
 
-#include "../../csrc/cuda/aggregate_experts.h"
+#include "../../csrc/cuda/conv.h"
 #include "probes.h"
 
-namespace py = pybind11;
 using namespace dasr;
 
 namespace {
 
-template <class Class, class Owner, class Pointer>
-void def_address(Class& cls, const char* name, Pointer Owner::* member) {
-  using T = typename Class::type;
-  cls.def_property(
-      name, [member](const T& self) { return reinterpret_cast<uintptr_t>(self.*member); },
-      [member](T& self, uintptr_t address) { self.*member = reinterpret_cast<Pointer>(address); });
-}
+void bind_conv(py::module_& m) {
+  auto shape = params<ConvShape>(m, "ConvShape");
+  shape.def_readwrite("batch", &ConvShape::batch);
+  const auto def = [&](const char* name, int ConvShape::* member) {
+    shape.def_readwrite(name, member);
+  };
+  def("groups", &ConvShape::groups);
+  def("in_channels", &ConvShape::in_channels);
+  def("in_height", &ConvShape::in_height);
+  def("in_width", &ConvShape::in_width);
+  def("out_channels", &ConvShape::out_channels);
+  def("out_height", &ConvShape::out_height);
+  def("out_width", &ConvShape::out_width);
+  def("kernel_h", &ConvShape::kernel_h);
+  def("kernel_w", &ConvShape::kernel_w);
+  def("stride_h", &ConvShape::stride_h);
+  def("stride_w", &ConvShape::stride_w);
+  def("pad_top", &ConvShape::pad_top);
+  def("pad_left", &ConvShape::pad_left);
+  def("dilation_h", &ConvShape::dilation_h);
+  def("dilation_w", &ConvShape::dilation_w);
 
-template <class T>
-py::class_<T> params(py::module_& m, const char* name) {
-  py::class_<T> cls(m, name, py::module_local());
-  cls.def(py::init<>());
-  return cls;
-}
+  auto tensor = params<ConvTensor>(m, "ConvTensor");
+  def_address(tensor, "data", &ConvTensor::data);
+  tensor.def_readwrite("type", &ConvTensor::type);
+  def_array(tensor, "stride", &ConvTensor::stride);
 
-template <class Class>
-void def_sizes(Class& cls) {
-  using T = typename Class::type;
-  cls.def_readwrite("batch", &T::batch).def_readwrite("experts", &T::experts);
-  cls.def_readwrite("numel", &T::numel);
-  cls.def_readwrite("weight_type", &T::weight_type);
-  cls.def_readwrite("routing_type", &T::routing_type);
-  def_address(cls, "weight", &T::weight);
-  def_address(cls, "routing", &T::routing);
-}
+  auto packed = params<PackedKernels>(m, "PackedKernels");
+  def_address(packed, "data", &PackedKernels::data);
+  packed.def_readwrite("type", &PackedKernels::type);
+  packed.def_readwrite("batch_stride", &PackedKernels::batch_stride);
+  packed.def_readwrite("tap_stride", &PackedKernels::tap_stride);
+  packed.def_readwrite("row_stride", &PackedKernels::row_stride);
 
-void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+  auto bias = params<ConvBias>(m, "ConvBias");
+  def_address(bias, "bias", &ConvBias::bias);
+  def_address(bias, "routing", &ConvBias::routing);
+  bias.def_readwrite("bias_type", &ConvBias::bias_type);
+  bias.def_readwrite("routing_type", &ConvBias::routing_type);
+  bias.def_readwrite("experts", &ConvBias::experts);
+
+  auto epilogue = params<ConvEpilogue>(m, "ConvEpilogue");
+  epilogue.def_readwrite("bias", &ConvEpilogue::bias);
+  epilogue.def_readwrite("upscale", &ConvEpilogue::upscale);
+  epilogue.def_readwrite("activation", &ConvEpilogue::activation);
+  epilogue.def_readwrite("negative_slope", &ConvEpilogue::negative_slope);
+  epilogue.def_readwrite("residual", &ConvEpilogue::residual);
+  epilogue.def_readwrite("residual_scale", &ConvEpilogue::residual_scale);
+  def_address(epilogue, "mask", &ConvEpilogue::mask);
 }
 
 }  // namespace
@@ -50,25 +68,8 @@ PYBIND11_MODULE(_emulation, m) {
       .value("bfloat16", DType::kBFloat16)
       .value("float64", DType::kFloat64);
 
-  auto forward = params<AggregateExpertsParams>(m, "AggregateExpertsParams");
-  def_sizes(forward);
-  def_address(forward, "out", &AggregateExpertsParams::out);
-  forward.def_readwrite("out_type", &AggregateExpertsParams::out_type);
-
-  auto backward = params<AggregateExpertsBackwardParams>(m, "AggregateExpertsBackwardParams");
-  def_sizes(backward);
-  def_address(backward, "grad", &AggregateExpertsBackwardParams::grad);
-  backward.def_readwrite("grad_type", &AggregateExpertsBackwardParams::grad_type);
-  def_address(backward, "grad_weight", &AggregateExpertsBackwardParams::grad_weight);
-  def_address(backward, "grad_routing", &AggregateExpertsBackwardParams::grad_routing);
-  def_address(backward, "workspace", &AggregateExpertsBackwardParams::workspace);
-
-  m.def("aggregate_experts",
-        [](const AggregateExpertsParams& p) { check(aggregate_experts(p, nullptr)); });
-  m.def("aggregate_experts_backward_workspace_size", &aggregate_experts_backward_workspace_size);
-  m.def("aggregate_experts_backward", [](const AggregateExpertsBackwardParams& p) {
-    check(aggregate_experts_backward(p, nullptr));
-  });
+  bind_conv(m);
+  for (const Bind bind : bindings()) bind(m);
 
   m.def("probe_names", &probe_names);
   m.def(

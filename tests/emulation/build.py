@@ -133,9 +133,9 @@ def build(variant: str = "plain") -> Path:
 
     flags = [*_KERNEL, *_VARIANT[variant]]
     jobs = [(p, flags) for p in [*kernel_sources(), HERE / "probes.cu"]]
-    # The binding is the same for all: not instrumented, so that it is compiled once.
+    # The bindings are the same for all: not instrumented, so that they are compiled once.
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
-    jobs.append((HERE / "binding.cpp", [*_COMMON, "-O0", *includes]))
+    jobs += [(p, [*_COMMON, "-O0", *includes]) for p in sorted(HERE.glob("*.cpp"))]
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         objects = list(pool.map(lambda job: _compile(*job), jobs))
     key = _hash([variant.encode(), *(str(o).encode() for o in objects)])
