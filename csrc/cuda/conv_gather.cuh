@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kGatherThreads, kCols == 64 ? 3 : 4)
   DASR_SHARED(bias, acc_t[kCols]);
 
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
-  const GemmBlock block(g);
+  const GemmBlock block(p, g);
   const int n0 = block.n_tile * kCols;
   const int phase_h = block.phase / g.w.phases, phase_w = block.phase % g.w.phases;
   const int width = g.w.pixels(phase_w);
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kGatherThreads, kCols == 64 ? 3 : 4)
   };
   const auto fetch_flat = [&](unsigned char* to) {
     const T* const kernels = static_cast<const T*>(p.kernels.data) +
-                             block.b * p.kernels.batch_stride + block.group * g.group_stride;
+                             block.sample * p.kernels.batch_stride + block.group * g.group_stride;
 #pragma unroll 1
     for (int part = 0; part < 4; ++part) {
       Pack<T, kVector> pack;

@@ -41,7 +41,7 @@ struct GemmGeometry {
   int n_tiles;         // of the columns of one group
   int pixel_tiles;     // of one phase (gather), of the image (halo)
   int pixel_tiles_w;   // halo
-  int64_t first_sample;
+  int64_t launch_sample;  // of the samples computed, the first one of this launch
   // flat: element (n, c, tap) of a group's kernels
   int64_t group_stride, n_stride, c_stride;
   Fetch fetch;
@@ -52,9 +52,10 @@ struct GemmGeometry {
 // share the kernels.
 struct GemmBlock {
   int n_tile, tile, phase, group;
-  int64_t b;
+  int64_t sample;  // of those computed
+  int64_t b;       // in the tensors
 
-  __device__ explicit GemmBlock(const GemmGeometry& g) {
+  __device__ GemmBlock(const ConvGemmParams& p, const GemmGeometry& g) {
     unsigned i = blockIdx.x;
     const auto next = [&](int n) {
       const int r = i % n;
@@ -65,7 +66,8 @@ struct GemmBlock {
     tile = next(g.pixel_tiles);
     phase = next(g.h.phases * g.w.phases);
     group = next(g.groups);
-    b = g.first_sample + i;
+    sample = g.launch_sample + i;
+    b = p.first_sample + sample;
   }
 };
 
@@ -89,7 +91,7 @@ __device__ __forceinline__ void fetch_kernel_rows(const PackedKernels& kernels,
                                                   const GemmGeometry& g, const GemmBlock& block,
                                                   int n0, int tap, int c0, unsigned char* to) {
   constexpr int kVector = 16 / sizeof(T);
-  const T* from = static_cast<const T*>(kernels.data) + block.b * kernels.batch_stride +
+  const T* from = static_cast<const T*>(kernels.data) + block.sample * kernels.batch_stride +
                   tap * kernels.tap_stride;
 #pragma unroll
   for (int i = threadIdx.x; i < 4 * kCols; i += kThreads) {
@@ -150,7 +152,7 @@ cudaError_t launch_samples(Kernel kernel, const ConvGemmParams& p, GemmGeometry 
   const int64_t at_once = 0x7FFFFFFF / per_sample;
   for (int64_t b = 0; b < p.shape.batch; b += at_once) {
     const int64_t n = p.shape.batch - b < at_once ? p.shape.batch - b : at_once;
-    g.first_sample = b;
+    g.launch_sample = b;
     const cudaError_t error = launch(kernel, dim3(static_cast<unsigned>(n * per_sample)), threads,
                                      shared_bytes, stream, p, g);
     if (error != cudaSuccess) return error;

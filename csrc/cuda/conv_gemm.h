@@ -23,7 +23,8 @@ struct ConvGemmParams {
   // The input [B, I, H, W] or, transposed, the gradient of the sums [B, O, H', W']. Its type is
   // that of the kernels and of the result.
   ConvTensor source;
-  // As pack_experts writes them or, if conv_gemm_is_flat, dense [B, O, I/g, kh, kw].
+  // Of the samples computed alone. As pack_experts writes them or, if conv_gemm_is_flat, dense
+  // [n, O, I/g, kh, kw].
   PackedKernels kernels;
   // Forward only.
   ConvEpilogue epilogue;
@@ -32,6 +33,8 @@ struct ConvGemmParams {
   void* out = nullptr;
   int64_t out_stride[4] = {};
 
+  // shape.batch samples are computed, from this one of the tensors on.
+  int64_t first_sample = 0;
   int multiprocessors = 132;  // to choose tiles by
 };
 

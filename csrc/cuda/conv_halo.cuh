@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kHaloThreads)
   DASR_SHARED(bias, acc_t[kCols]);
 
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
-  const GemmBlock block(g);
+  const GemmBlock block(p, g);
   const int n0 = block.n_tile * kCols;
   const int patch_y = block.tile / g.pixel_tiles_w * (kRows / kHaloWidth);
   const int patch_x = block.tile % g.pixel_tiles_w * kHaloWidth;

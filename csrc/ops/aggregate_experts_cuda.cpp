@@ -1,44 +1,10 @@
-#include <cuda_runtime_api.h>
-#include <torch/csrc/stable/accelerator.h>
-
 #include "cuda/aggregate_experts.h"
-#include "ops/status.h"
-#include "ops/tensors.h"
 
-// Exported by CUDA builds of torch alone; weak, so that one binary loads beside CPU builds too.
-extern "C" __attribute__((weak)) AOTITorchError
-aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+#include "ops/aggregate_experts_cuda.h"
+#include "ops/cuda_tensors.h"
 
 namespace dasr {
 namespace {
-
-cudaStream_t current_stream(const Tensor& tensor) {
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
-                  "dasr_ops: this torch does not export the current CUDA stream");
-  void* stream = nullptr;
-  check_status(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream),
-               "aoti_torch_get_current_cuda_stream");
-  return static_cast<cudaStream_t>(stream);
-}
-
-void check(cudaError_t error) {
-  STD_TORCH_CHECK(error == cudaSuccess, "dasr_ops: CUDA: ", cudaGetErrorString(error));
-}
-
-DType dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return DType::kFloat32;
-    case ScalarType::Half:
-      return DType::kFloat16;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    case ScalarType::Double:
-      return DType::kFloat64;
-    default:
-      STD_TORCH_CHECK(false, "dasr_ops: expected a floating-point tensor");
-  }
-}
 
 AggregateExpertsSizes sizes_of(const Tensor& weight, const Tensor& routing) {
   AggregateExpertsSizes sizes;
@@ -53,7 +19,7 @@ AggregateExpertsSizes sizes_of(const Tensor& weight, const Tensor& routing) {
 
 Tensor aggregate_experts_cuda(const Tensor& weight_, const Tensor& routing_weights_,
                               ScalarType dtype) {
-  const torch::stable::accelerator::DeviceGuard guard(weight_.get_device_index());
+  const DeviceGuard guard(weight_);
   const Tensor weight = torch::stable::contiguous(weight_);
   const Tensor routing = torch::stable::contiguous(routing_weights_);
   std::vector<int64_t> size = size_vector(weight);
@@ -75,7 +41,7 @@ std::tuple<Tensor, Tensor> aggregate_experts_backward_cuda(const Tensor& grad_ou
                                                            const Tensor& weight_,
                                                            const Tensor& routing_weights_,
                                                            std::vector<bool> output_mask) {
-  const torch::stable::accelerator::DeviceGuard guard(weight_.get_device_index());
+  const DeviceGuard guard(weight_);
   const Tensor grad = torch::stable::contiguous(grad_output);
   const Tensor weight = torch::stable::contiguous(weight_);
   const Tensor routing = torch::stable::contiguous(routing_weights_);
@@ -103,7 +69,7 @@ std::tuple<Tensor, Tensor> aggregate_experts_backward_cuda(const Tensor& grad_ou
   return {grad_weight, grad_routing};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(dasr_ops, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(DASR_CUDA_NAMESPACE, DASR_CUDA_KEY, m) {
   m.impl("aggregate_experts", TORCH_BOX(&aggregate_experts_cuda));
   m.impl("aggregate_experts_backward", TORCH_BOX(&aggregate_experts_backward_cuda));
 }

@@ -15,6 +15,7 @@ void bind(py::module_& m) {
   cls.def_readwrite("epilogue", &ConvGemmParams::epilogue);
   def_address(cls, "out", &ConvGemmParams::out);
   def_array(cls, "out_stride", &ConvGemmParams::out_stride);
+  cls.def_readwrite("first_sample", &ConvGemmParams::first_sample);
   cls.def_readwrite("multiprocessors", &ConvGemmParams::multiprocessors);
   m.def("conv_gemm_is_flat", &conv_gemm_is_flat);
   m.def("conv_gemm", [](const ConvGemmParams& p) { check(conv_gemm(p, nullptr)); });

@@ -89,6 +89,9 @@ def _machine() -> bytes:
 def _headers(source: Path) -> list[Path]:
     """What a source may include: a binding sees .h files and no kernel."""
     cuda, emulation = CSRC / "cuda", CSRC / "emulation"
+    if source.parent.name == "ops":
+        folders = (source.parent, cuda, emulation)
+        return [p for f in folders for p in sorted(f.glob("*.h"))]
     if source.suffix == ".cpp":
         return [*sorted(cuda.glob("*.h")), emulation / "runtime_api.h", *sorted(HERE.glob("*.h"))]
     return [
@@ -144,6 +147,25 @@ def build(variant: str = "plain") -> Path:
         # libtsan stays out: the race detector defines its hooks.
         sanitize = [f for f in _VARIANT["asan"] if "sanitize=" in f] if variant == "asan" else []
         _run(["g++", "-shared", *sanitize, *map(str, objects)], target)
+    return target
+
+
+def operator_sources() -> list[Path]:
+    """The operators for CUDA tensors."""
+    return sorted((CSRC / "ops").glob("*_cuda.cpp"))
+
+
+def build_operators(variant: str, flags: list[str], torch: Path) -> Path:
+    """Compiles the operators and the kernels into one library, against a torch in that folder."""
+    jobs = [(p, [*_KERNEL, *_VARIANT[variant]]) for p in kernel_sources()]
+    jobs += [(p, flags) for p in operator_sources()]
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        objects = list(pool.map(lambda job: _compile(*job), jobs))
+    key = _hash([variant.encode(), str(torch).encode(), *(str(o).encode() for o in objects)])
+    target = _cache_folder() / f"operators-{key}" / "_operators.so"
+    if not target.exists():
+        libraries = [f"-L{torch / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
+        _run(["g++", "-shared", *map(str, objects), *libraries], target)
     return target
 
 
