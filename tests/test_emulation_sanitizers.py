@@ -16,7 +16,11 @@ if build.missing():
 from .emulation import calls
 
 ROOT = Path(__file__).resolve().parents[1]
-SUITE = ["tests/test_emulation.py", "tests/test_cuda_aggregate_experts.py"]
+SUITE = [
+    "tests/test_emulation.py",
+    "tests/test_cuda_aggregate_experts.py",
+    "tests/test_cuda_pack_experts.py",
+]
 
 pytestmark = pytest.mark.skipif(
     "DASR_EMULATION_VARIANT" in os.environ, reason="already inside a variant"
