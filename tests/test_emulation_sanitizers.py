@@ -16,16 +16,12 @@ if build.missing():
 from .emulation import calls
 
 ROOT = Path(__file__).resolve().parents[1]
-SUITE = [
-    "tests/test_emulation.py",
-    "tests/test_cuda_aggregate_experts.py",
 # The tests of kernels; others of the name look at objects or at a device.
 KERNELS = ("aggregate", "conv", "pack")
 SUITE = ["tests/test_emulation.py"] + [
     str(path.relative_to(ROOT))
     for name in KERNELS
     for path in sorted(ROOT.glob(f"tests/test_cuda_{name}_*.py"))
-]
 ]
 
 pytestmark = pytest.mark.skipif(
