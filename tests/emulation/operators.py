@@ -26,6 +26,7 @@ def _flags() -> list[str]:
         "-std=c++20",
         "-O1",
         "-fPIC",
+        "-fvisibility=hidden",
         "-DDASR_EMULATION",
         "-DTORCH_TARGET_VERSION=0x020b000000000000ULL",
         f"-I{kernels.CSRC}",
