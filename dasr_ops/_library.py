@@ -345,5 +345,13 @@ def _saves_mask(
 
 
 def _switches(input: Tensor) -> tuple[bool, bool]:
-    allow_tf32 = input.is_cuda and torch.backends.cudnn.allow_tf32
-    return torch.are_deterministic_algorithms_enabled(), allow_tf32
+    return torch.are_deterministic_algorithms_enabled(), input.is_cuda and _allows_tf32()
+
+
+def _allows_tf32() -> bool:
+    """Whether PyTorch's switches let convolutions round float32 operands to tf32."""
+    cudnn = torch.backends.cudnn
+    if torch.compiler.is_compiling():
+        return cudnn.allow_tf32  # torch.compile can trace this one
+    # allow_tf32 cannot be asked for once convolutions and RNNs differ.
+    return cudnn.conv.fp32_precision == "tf32"

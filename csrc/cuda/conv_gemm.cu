@@ -1,6 +1,6 @@
 #include "conv_gemm.h"
 
-#include "conv_gemm_kernels.h"
+#include "conv_gemm_kernels.cuh"
 #include "conv_halo.cuh"
 
 namespace dasr {

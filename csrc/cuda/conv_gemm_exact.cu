@@ -1,5 +1,5 @@
 #include "conv_gather.cuh"
-#include "conv_gemm_kernels.h"
+#include "conv_gemm_kernels.cuh"
 
 namespace dasr {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "conv_gather.cuh"
-#include "conv_gemm_kernels.h"
+#include "conv_gemm_kernels.cuh"
 #include "conv_halo.cuh"
 
 namespace dasr {

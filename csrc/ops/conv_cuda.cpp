@@ -3,6 +3,7 @@
 #include "ops/conv.h"
 
 #include "cuda/aggregate_experts.h"
+#include "cuda/conv_epilogue_backward.h"
 #include "cuda/conv_gemm.h"
 #include "cuda/pack_experts.h"
 #include "ops/aggregate_experts_cuda.h"
@@ -231,6 +232,63 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Kernels& kernels,
   convolve(input, kernels, conv_shape(input, kernels.weight, options), false, epilogue, allow_tf32,
            output);
   return {output, mask};
+}
+
+// Whether something stands between the gradient of the output and that of the sums.
+bool has_epilogue(const ConvOptions& options) {
+  return options.negative_slope || options.upscale_factor != 1 || options.residual_scale != 1;
+}
+
+struct SumGradients {
+  Tensor grad;                // [B, O, H', W'], of the convolution's sums; any strides
+  std::optional<Tensor> bias;  // [B, O], in the type that sums are formed in
+};
+
+SumGradients undo_epilogue(const Tensor& grad_output, const Tensor& input, const Kernels& kernels,
+                           const Saved& saved, const ConvOptions& options, bool wants_sums,
+                           bool wants_bias) {
+  const ConvShape shape = conv_shape(input, kernels.weight, options);
+  SumGradients result{grad_output, std::nullopt};
+  ConvEpilogueBackwardParams params;
+  params.batch = shape.batch;
+  params.channels = shape.out_channels;
+  params.height = shape.out_height;
+  params.width = shape.out_width;
+  params.upscale = static_cast<int>(options.upscale_factor);
+  params.residual_scale = options.residual_scale;
+  params.grad_output = conv_tensor(grad_output);
+  params.activation = options.negative_slope.has_value();
+  params.negative_slope = options.negative_slope.value_or(0);
+  if (saved.output) params.output = conv_tensor(*saved.output);
+  if (saved.mask) {
+    // Only the order of the dense output matters.
+    const auto size = output_size(input, kernels.weight, options);
+    const bool channels_last = is_channels_last(input);
+    const int64_t c = size[1], h = size[2], w = size[3];
+    const int64_t stride[4] = {c * h * w, channels_last ? 1 : h * w, channels_last ? w * c : w,
+                               channels_last ? c : 1};
+    std::copy(stride, stride + 4, params.output.stride);
+    params.mask = static_cast<const uint32_t*>(saved.mask->const_data_ptr());
+  }
+  params.grad_type = dtype_of(input);
+  if (wants_sums && has_epilogue(options)) {
+    result.grad = empty_like_device(
+        input, {shape.batch, shape.out_channels, shape.out_height, shape.out_width},
+        input.scalar_type(), /*channels_last=*/true);
+    params.grad = result.grad.mutable_data_ptr();
+  }
+  if (wants_bias) {
+    result.bias =
+        empty_like_device(input, {shape.batch, shape.out_channels}, compute_type(input));
+    params.grad_bias = result.bias->mutable_data_ptr();
+  }
+  if (params.grad == nullptr && params.grad_bias == nullptr) return result;
+  const Tensor workspace = empty_like_device(
+      input, {static_cast<int64_t>(conv_epilogue_backward_workspace_size(params))},
+      ScalarType::Byte);
+  if (workspace.numel() > 0) params.workspace = workspace.mutable_data_ptr();
+  check(conv_epilogue_backward(params, current_stream(input)));
+  return result;
 }
 
 }  // namespace

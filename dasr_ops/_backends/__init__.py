@@ -60,35 +60,20 @@ class CpuBackend:
 
 
 class CudaBackend:
-    """CUDA kernels aggregate the experts; the convolution behind them is PyTorch's own."""
+    """CUDA C++ kernels for CUDA tensors."""
 
     name = "cuda"
     description = "CUDA C++ kernels"
 
     def __init__(self, library: Library) -> None:
         self.aggregate_experts = library.aggregate_experts
-        self.per_sample_conv2d = eager.per_sample_conv2d
+        self.dynamic_conv2d = library.dynamic_conv2d
+        self.per_sample_conv2d = library.per_sample_conv2d
 
     @cached_property
     def reason(self) -> str | None:
         """Why the backend is not available; asked for late, since asking starts CUDA."""
         return _cuda_reason()
-
-    def dynamic_conv2d(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        routing_weights: Tensor,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        options: Any,
-    ) -> Tensor:
-        """Aggregate by our kernel, convolve by PyTorch's."""
-        mixed = self.aggregate_experts(weight, routing_weights, input.dtype)
-        mixed_bias = (
-            None if bias is None else self.aggregate_experts(bias, routing_weights, input.dtype)
-        )
-        return eager.per_sample_conv2d(input, mixed, mixed_bias, residual, options)
 
     def refuses(self, input: Tensor) -> str | None:
         """Return why the tensor cannot be taken, or None."""
