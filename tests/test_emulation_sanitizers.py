@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SUITE = [
     "tests/test_emulation.py",
     "tests/test_cuda_aggregate_experts.py",
+    "tests/test_cuda_conv_epilogue_backward.py",
     "tests/test_cuda_conv_gemm.py",
 ]
 
