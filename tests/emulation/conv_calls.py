@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
@@ -73,3 +75,15 @@ def conv_bias(
             p.routing, p.routing_type = routing.data_ptr(), dtype(m, routing.dtype)
             p.experts = routing.shape[1]
     return p
+
+
+@contextmanager
+def guarded_workspace(size: int) -> Iterator[int]:
+    """The address of `size` bytes of NaN, all of which must be written, and none behind them."""
+    guard = 64
+    workspace = torch.full((size + guard,), 0xFF, dtype=torch.uint8)
+    workspace[size:] = 0xA5
+    yield workspace.data_ptr() if size else 0
+    assert (workspace[size:] == 0xA5).all(), "the kernel wrote beyond its workspace"
+    used = workspace[:size].view(-1, 4) != 0xFF
+    assert used.any(dim=1).all(), "a part of the workspace was not used"
