@@ -29,6 +29,11 @@ struct Gradients {
   std::optional<Tensor> input, weight, routing, bias;
 };
 
+struct Switches {
+  bool deterministic;  // all results are, run to run, in any case
+  bool allow_tf32;     // CUDA: fp32 operands may be rounded to tf32
+};
+
 // What the backward pass keeps of the forward pass to tell the activation's sign: one of the two.
 struct Saved {
   std::optional<Tensor> output, mask;

@@ -1,19 +1,12 @@
-// dynamic_conv2d and per_sample_conv2d for CUDA tensors: choice of kernels, memory and launches.
+// dynamic_conv2d and per_sample_conv2d for CUDA tensors.
 
-#include "ops/conv.h"
-
-#include "cuda/aggregate_experts.h"
 #include "cuda/conv_epilogue_backward.h"
-#include "cuda/conv_gemm.h"
-#include "cuda/pack_experts.h"
-#include "ops/aggregate_experts_cuda.h"
+#include "ops/conv_kernels_cuda.h"
+#include "ops/conv_operators.h"
 #include "ops/cuda_tensors.h"
 
 namespace dasr {
 namespace {
-
-// Samples are taken in turns where their aggregated kernels would need more than this.
-constexpr int64_t kMaxKernelBytes = int64_t{256} << 20;
 
 // Kernels sum in float32 unless the input is float64: what is wider than that is rounded first.
 std::optional<Tensor> not_wider(const std::optional<Tensor>& tensor, ScalarType input) {
@@ -21,166 +14,6 @@ std::optional<Tensor> not_wider(const std::optional<Tensor>& tensor, ScalarType 
     return tensor;
   }
   return cast(tensor, ScalarType::Float);
-}
-
-ConvTensor conv_tensor(const Tensor& tensor) {
-  ConvTensor result;
-  result.data = tensor.const_data_ptr();
-  result.type = dtype_of(tensor);
-  for (int d = 0; d < 4; ++d) result.stride[d] = tensor.stride(d);
-  return result;
-}
-
-ConvShape conv_shape(const Tensor& input, const Tensor& weight, const ConvOptions& options) {
-  ConvShape s;
-  s.batch = input.size(0);
-  s.groups = static_cast<int>(options.groups);
-  s.in_channels = static_cast<int>(input.size(1));
-  s.in_height = static_cast<int>(input.size(2));
-  s.in_width = static_cast<int>(input.size(3));
-  s.out_channels = static_cast<int>(weight.size(1));
-  s.out_height = static_cast<int>(conv_extent(input, weight, options, 0));
-  s.out_width = static_cast<int>(conv_extent(input, weight, options, 1));
-  s.kernel_h = static_cast<int>(weight.size(3));
-  s.kernel_w = static_cast<int>(weight.size(4));
-  s.stride_h = static_cast<int>(options.stride[0]);
-  s.stride_w = static_cast<int>(options.stride[1]);
-  s.pad_top = static_cast<int>(options.padding[0]);
-  s.pad_left = static_cast<int>(options.padding[2]);
-  s.dilation_h = static_cast<int>(options.dilation[0]);
-  s.dilation_w = static_cast<int>(options.dilation[1]);
-  return s;
-}
-
-Tensor rows(Tensor tensor, int64_t first, int64_t count) {
-  return tensor.size(0) == count ? tensor : torch::stable::narrow(tensor, 0, first, count);
-}
-
-// Kernels of samples in the form that a convolution reads, and the memory they live in.
-struct Aggregated {
-  Tensor memory;
-  PackedKernels kernels;
-};
-
-PackedKernels packed_kernels(const Tensor& memory, int64_t batch_stride, int64_t tap_stride,
-                             int64_t row_stride) {
-  return {memory.const_data_ptr(), dtype_of(memory), batch_stride, tap_stride, row_stride};
-}
-
-// [B, O, I/g, kh, kw] in its own memory, samples [first, first + count).
-Aggregated dense_kernels(const Kernels& kernels, ScalarType type, int64_t first, int64_t count) {
-  int64_t numel = 1;
-  for (int d = 1; d < 5; ++d) numel *= kernels.weight.size(d);
-  if (!kernels.routing) {
-    const Tensor weight = contiguous(rows(kernels.weight, first, count), type);
-    return {weight, packed_kernels(weight, numel, 0, 0)};
-  }
-  const Tensor routing = rows(*kernels.routing, first, count);
-  const Tensor mixed = aggregate_experts_cuda(kernels.weight, routing, type);
-  return {mixed, packed_kernels(mixed, numel, 0, 0)};
-}
-
-// Per-sample kernels that lie in memory as packed ones would.
-std::optional<PackedKernels> already_packed(const Kernels& kernels, ScalarType type) {
-  const Tensor& w = kernels.weight;
-  const int64_t vector = 16 / static_cast<int64_t>(size_of(dtype_of(w)));
-  if (kernels.routing || w.scalar_type() != type || w.stride(2) != 1 || w.size(2) % vector != 0 ||
-      reinterpret_cast<uintptr_t>(w.const_data_ptr()) % 16 != 0) {
-    return std::nullopt;
-  }
-  const int64_t kh = w.size(3), kw = w.size(4);
-  if (kh > 1 && kw > 1 && w.stride(3) != kw * w.stride(4)) return std::nullopt;
-  const int64_t tap_stride = kw > 1 ? w.stride(4) : w.stride(3);
-  const auto whole = [&](int64_t size, int64_t stride) {
-    return size <= 1 || stride % vector == 0;
-  };
-  if (!whole(w.size(0), w.stride(0)) || !whole(w.size(1), w.stride(1)) ||
-      !whole(kh * kw, tap_stride)) {
-    return std::nullopt;
-  }
-  return packed_kernels(w, w.stride(0), kh * kw > 1 ? tap_stride : 0, w.stride(1));
-}
-
-int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
-Aggregated aggregated_kernels(const Kernels& kernels, const ConvShape& shape, ScalarType type,
-                              bool transposed, int64_t first, int64_t count) {
-  const Tensor& w = kernels.weight;
-  if (conv_gemm_is_flat(shape, transposed, dtype_of(type))) {
-    return dense_kernels(kernels, type, first, count);
-  }
-  if (!transposed) {
-    if (auto packed = already_packed(kernels, type)) {
-      packed->data = static_cast<const char*>(packed->data) +
-                     first * packed->batch_stride * static_cast<int64_t>(size_of(packed->type));
-      return {w, *packed};
-    }
-  }
-  const int64_t n_rows = transposed ? shape.in_channels : shape.out_channels;
-  const int64_t columns = transposed ? shape.group_out() : shape.group_in();
-  const int64_t row_stride = round_up(columns, 16 / static_cast<int64_t>(size_of(dtype_of(type))));
-  const Tensor memory = empty_like_device(w, {count, shape.taps(), n_rows, row_stride}, type);
-  Tensor weight = torch::stable::contiguous(w);
-  if (!kernels.routing) weight = rows(weight, first, count);
-  PackExpertsLayer layer;
-  layer.weight = weight.const_data_ptr();
-  layer.weight_type = dtype_of(weight);
-  layer.out = memory.mutable_data_ptr();
-  layer.batch_stride = shape.taps() * n_rows * row_stride;
-  layer.tap_stride = n_rows * row_stride;
-  layer.row_stride = row_stride;
-  layer.out_channels = shape.out_channels;
-  layer.group_in = shape.group_in();
-  layer.groups = shape.groups;
-  layer.taps = shape.taps();
-  PackExpertsParams params;
-  params.layers = &layer;
-  params.n_layers = 1;
-  std::optional<Tensor> routing;
-  if (kernels.routing) {
-    routing = torch::stable::contiguous(rows(*kernels.routing, first, count));
-    params.routing = routing->const_data_ptr();
-    params.routing_type = dtype_of(*routing);
-    params.experts = w.size(0);
-  }
-  params.batch = count;
-  params.out_type = dtype_of(type);
-  params.transposed = transposed;
-  check(pack_experts(params, current_stream(w)));
-  return {memory, packed_kernels(memory, layer.batch_stride, layer.tap_stride, row_stride)};
-}
-
-int64_t samples_at_once(const ConvShape& shape, ScalarType type) {
-  const int64_t bytes = static_cast<int64_t>(size_of(dtype_of(type))) * shape.taps() *
-                        std::max(shape.out_channels, shape.in_channels) *
-                        round_up(std::max(shape.group_in(), shape.group_out()), 8);
-  return std::max<int64_t>(kMaxKernelBytes / std::max<int64_t>(bytes, 1), 1);
-}
-
-// Forward with its epilogue, or the gradient of the input, by tensor cores.
-void convolve(const Tensor& source, const Kernels& kernels, const ConvShape& shape, bool transposed,
-              const ConvEpilogue& epilogue, bool allow_tf32, const Tensor& out) {
-  const int64_t at_once = samples_at_once(shape, source.scalar_type());
-  for (int64_t first = 0; first < shape.batch; first += at_once) {
-    const int64_t count = std::min(at_once, shape.batch - first);
-    const Aggregated aggregated =
-        aggregated_kernels(kernels, shape, source.scalar_type(), transposed, first, count);
-    ConvGemmParams params;
-    params.shape = shape;
-    params.shape.batch = count;
-    params.first_sample = first;
-    params.transposed = transposed;
-    params.allow_tf32 = allow_tf32;
-    params.source = conv_tensor(source);
-    params.kernels = aggregated.kernels;
-    params.epilogue = epilogue;
-    params.out = out.mutable_data_ptr();
-    for (int d = 0; d < 4; ++d) params.out_stride[d] = out.stride(d);
-    params.multiprocessors = multiprocessors(source);
-    check(conv_gemm(params, current_stream(source)));
-  }
 }
 
 // A bias in the form that kernels read, and the memory it lives in.
@@ -206,7 +39,8 @@ Bias conv_bias(const Kernels& kernels, ScalarType input) {
 
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Kernels& kernels,
                                    const std::optional<Tensor>& residual_,
-                                   const ConvOptions& options, bool save_mask, bool allow_tf32) {
+                                   const ConvOptions& options, bool save_mask,
+                                   const Switches& switches) {
   const DeviceGuard guard(input);
   const ScalarType type = input.scalar_type();
   const Tensor output = empty_like_device(input, output_size(input, kernels.weight, options), type,
@@ -216,7 +50,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Kernels& kernels,
   Tensor mask = empty_like_device(input, {(mask_bytes + 3) / 4 * 4}, ScalarType::Byte);
   if (save_mask) torch::stable::zero_(mask);
   const Tensor words = mask;
-  if (mask_bytes % 4 != 0) mask = rows(mask, 0, mask_bytes);
+  if (mask_bytes % 4 != 0) mask = torch::stable::narrow(mask, 0, 0, mask_bytes);
   if (output.numel() == 0) return {output, mask};
 
   const Bias bias = conv_bias(kernels, type);
@@ -229,8 +63,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Kernels& kernels,
   if (residual) epilogue.residual = conv_tensor(*residual);
   epilogue.residual_scale = options.residual_scale;
   epilogue.mask = save_mask ? static_cast<uint32_t*>(words.mutable_data_ptr()) : nullptr;
-  convolve(input, kernels, conv_shape(input, kernels.weight, options), false, epilogue, allow_tf32,
-           output);
+  convolve(input, kernels, conv_shape(input, kernels.weight, options), false, epilogue,
+           switches.allow_tf32, output);
   return {output, mask};
 }
 
@@ -240,7 +74,7 @@ bool has_epilogue(const ConvOptions& options) {
 }
 
 struct SumGradients {
-  Tensor grad;                // [B, O, H', W'], of the convolution's sums; any strides
+  Tensor grad;                 // [B, O, H', W'], of the convolution's sums; any strides
   std::optional<Tensor> bias;  // [B, O], in the type that sums are formed in
 };
 
@@ -278,8 +112,7 @@ SumGradients undo_epilogue(const Tensor& grad_output, const Tensor& input, const
     params.grad = result.grad.mutable_data_ptr();
   }
   if (wants_bias) {
-    result.bias =
-        empty_like_device(input, {shape.batch, shape.out_channels}, compute_type(input));
+    result.bias = empty_like_device(input, {shape.batch, shape.out_channels}, compute_type(input));
     params.grad_bias = result.bias->mutable_data_ptr();
   }
   if (params.grad == nullptr && params.grad_bias == nullptr) return result;
@@ -291,35 +124,34 @@ SumGradients undo_epilogue(const Tensor& grad_output, const Tensor& input, const
   return result;
 }
 
+Gradients backward(const Tensor& grad_output_, const Tensor& input, const Kernels& kernels,
+                   const Saved& saved, const ConvOptions& options, const Wanted& wanted,
+                   const Switches& switches) {
+  const DeviceGuard guard(input);
+  const Tensor grad_output = cast(grad_output_, input.scalar_type());
+  const bool wants_kernel = wanted.weight || wanted.routing;
+  const bool wants_bias = kernels.bias && (wanted.bias || wanted.routing);
+  const SumGradients sums = undo_epilogue(grad_output, input, kernels, saved, options,
+                                          wanted.input || wants_kernel, wants_bias);
+  Gradients grads;
+  if (wanted.input) {
+    grads.input =
+        empty_like_device(input, size_vector(input), input.scalar_type(), is_channels_last(input));
+    convolve(sums.grad, kernels, conv_shape(input, kernels.weight, options), true, {},
+             switches.allow_tf32, *grads.input);
+  }
+  return grads;
+}
+
+using Operators = ConvOperators<forward, backward>;
+
 }  // namespace
 
-std::tuple<Tensor, Tensor> dynamic_conv2d_cuda(
-    const Tensor& input, const Tensor& weight, const Tensor& routing_weights,
-    const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
-    std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
-    int64_t groups, std::optional<double> negative_slope, double residual_scale,
-    int64_t upscale_factor, bool save_mask, bool /*deterministic*/, bool allow_tf32) {
-  return forward(
-      input, {weight, routing_weights, bias}, residual,
-      {stride, padding, dilation, groups, negative_slope, residual_scale, upscale_factor},
-      save_mask, allow_tf32);
-}
-
-std::tuple<Tensor, Tensor> per_sample_conv2d_cuda(
-    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-    const std::optional<Tensor>& residual, std::vector<int64_t> stride,
-    std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
-    std::optional<double> negative_slope, double residual_scale, int64_t upscale_factor,
-    bool save_mask, bool /*deterministic*/, bool allow_tf32) {
-  return forward(
-      input, {weight, std::nullopt, bias}, residual,
-      {stride, padding, dilation, groups, negative_slope, residual_scale, upscale_factor},
-      save_mask, allow_tf32);
-}
-
 STABLE_TORCH_LIBRARY_IMPL(DASR_CUDA_NAMESPACE, DASR_CUDA_KEY, m) {
-  m.impl("dynamic_conv2d", TORCH_BOX(&dynamic_conv2d_cuda));
-  m.impl("per_sample_conv2d", TORCH_BOX(&per_sample_conv2d_cuda));
+  m.impl("dynamic_conv2d", TORCH_BOX(&Operators::dynamic_conv2d));
+  m.impl("dynamic_conv2d_backward", TORCH_BOX(&Operators::dynamic_conv2d_backward));
+  m.impl("per_sample_conv2d", TORCH_BOX(&Operators::per_sample_conv2d));
+  m.impl("per_sample_conv2d_backward", TORCH_BOX(&Operators::per_sample_conv2d_backward));
 }
 
 }  // namespace dasr

@@ -1,0 +1,99 @@
+// The four convolution operators over one pair of implementations.
+#pragma once
+
+#include "ops/conv.h"
+
+namespace dasr {
+
+using ConvForward = std::tuple<Tensor, Tensor> (*)(const Tensor& input, const Kernels& kernels,
+                                                   const std::optional<Tensor>& residual,
+                                                   const ConvOptions& options, bool save_mask,
+                                                   const Switches& switches);
+// grad_output has elements; only what is wanted and exists is formed, in any floating-point type.
+using ConvBackward = Gradients (*)(const Tensor& grad_output, const Tensor& input,
+                                   const Kernels& kernels, const Saved& saved,
+                                   const ConvOptions& options, const Wanted& wanted,
+                                   const Switches& switches);
+
+template <ConvForward kForward, ConvBackward kBackward>
+struct ConvOperators {
+  using Ints = std::vector<int64_t>;
+  using Optional = std::optional<Tensor>;
+
+  static std::tuple<Tensor, Tensor> dynamic_conv2d(
+      const Tensor& input, const Tensor& weight, const Tensor& routing_weights,
+      const Optional& bias, const Optional& residual, Ints stride, Ints padding, Ints dilation,
+      int64_t groups, std::optional<double> negative_slope, double residual_scale,
+      int64_t upscale_factor, bool save_mask, bool deterministic, bool allow_tf32) {
+    return kForward(input, {weight, routing_weights, bias}, residual,
+                    {stride, padding, dilation, groups, negative_slope,
+                     residual ? residual_scale : 1.0, upscale_factor},
+                    save_mask, {deterministic, allow_tf32});
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> dynamic_conv2d_backward(
+      const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+      const Tensor& routing_weights, const Optional& bias, const Optional& output,
+      const Optional& mask, Ints stride, Ints padding, Ints dilation, int64_t groups,
+      std::optional<double> negative_slope, double residual_scale, int64_t upscale_factor,
+      std::vector<bool> output_mask, bool deterministic, bool allow_tf32) {
+    const Gradients grads = backward(
+        grad_output, input, {weight, routing_weights, bias}, {output, mask},
+        {stride, padding, dilation, groups, negative_slope, residual_scale, upscale_factor},
+        {output_mask[0], output_mask[1], output_mask[2], output_mask[3]},
+        {deterministic, allow_tf32});
+    return {finish(grads.input, input), finish(grads.weight, weight),
+            finish(grads.routing, routing_weights), finish(grads.bias, bias ? *bias : weight)};
+  }
+
+  static std::tuple<Tensor, Tensor> per_sample_conv2d(
+      const Tensor& input, const Tensor& weight, const Optional& bias, const Optional& residual,
+      Ints stride, Ints padding, Ints dilation, int64_t groups,
+      std::optional<double> negative_slope, double residual_scale, int64_t upscale_factor,
+      bool save_mask, bool deterministic, bool allow_tf32) {
+    return kForward(input, {weight, std::nullopt, bias}, residual,
+                    {stride, padding, dilation, groups, negative_slope,
+                     residual ? residual_scale : 1.0, upscale_factor},
+                    save_mask, {deterministic, allow_tf32});
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> per_sample_conv2d_backward(
+      const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Optional& bias,
+      const Optional& output, const Optional& mask, Ints stride, Ints padding, Ints dilation,
+      int64_t groups, std::optional<double> negative_slope, double residual_scale,
+      int64_t upscale_factor, std::vector<bool> output_mask, bool deterministic, bool allow_tf32) {
+    const Gradients grads = backward(
+        grad_output, input, {weight, std::nullopt, bias}, {output, mask},
+        {stride, padding, dilation, groups, negative_slope, residual_scale, upscale_factor},
+        {output_mask[0], output_mask[1], false, output_mask[2]}, {deterministic, allow_tf32});
+    return {finish(grads.input, input), finish(grads.weight, weight),
+            finish(grads.bias, bias ? *bias : weight)};
+  }
+
+ private:
+  static Gradients backward(const Tensor& grad_output, const Tensor& input, const Kernels& kernels,
+                            const Saved& saved, const ConvOptions& options, const Wanted& wanted,
+                            const Switches& switches) {
+    if (grad_output.numel() > 0) {
+      return kBackward(grad_output, input, kernels, saved, options, wanted, switches);
+    }
+    const auto zeros = [](bool want, const Tensor& like) -> Optional {
+      if (!want) return std::nullopt;
+      return zeros_like_device(like, size_vector(like), ScalarType::Float);
+    };
+    Gradients grads;
+    grads.input = zeros(wanted.input, input);
+    grads.weight = zeros(wanted.weight, kernels.weight);
+    if (kernels.routing) grads.routing = zeros(wanted.routing, *kernels.routing);
+    if (kernels.bias) grads.bias = zeros(wanted.bias, *kernels.bias);
+    return grads;
+  }
+
+  // In the type of the argument it is the gradient of; empty where there is none.
+  static Tensor finish(const Optional& grad, const Tensor& like) {
+    return grad ? cast(*grad, like.scalar_type())
+                : empty_like_device(like, {0}, like.scalar_type());
+  }
+};
+
+}  // namespace dasr
