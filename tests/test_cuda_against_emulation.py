@@ -9,7 +9,8 @@ import torch
 
 import dasr_ops
 
-from .cuda_kernels import KERNELS, Case, Kernel, Tensors, errors
+from .cuda_kernels import KERNELS
+from .cuda_kernels.kernel import Case, Kernel, Tensors, errors
 from .emulation import build
 
 CASES = [

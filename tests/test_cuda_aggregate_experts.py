@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from .cuda_kernels import n_roundings_of_dot
+from .cuda_kernels.aggregate import n_roundings_of_dot
 from .emulation import build
 
 if build.missing():

@@ -9,7 +9,8 @@ import torch
 
 import dasr_ops
 from tests import reference
-from tests.cuda_kernels import KERNELS, errors
+from tests.cuda_kernels import KERNELS
+from tests.cuda_kernels.kernel import errors
 from tests.reference import ROUNDOFF, max_error
 
 pytestmark = [

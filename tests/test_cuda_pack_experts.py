@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from .cuda_kernels import bound_of_sums, with_rounding
+from .cuda_kernels.kernel import bound_of_sums, with_rounding
 from .emulation import build
 
 if build.missing():
