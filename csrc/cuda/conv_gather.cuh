@@ -56,15 +56,7 @@ __global__ void __launch_bounds__(kGatherThreads, kCols == 64 ? 3 : 4)
     y0[i] = pixel.y == kOutside ? kOutside : pixel.y * g.h.step;
     x0[i] = pixel.x * g.w.step;
   }
-  const T* const source = static_cast<const T*>(p.source.data) + block.b * p.source.stride[0] +
-                          static_cast<int64_t>(block.group) * g.k_size * p.source.stride[1];
-  const auto inside = [&](int y, int x) {
-    return static_cast<unsigned>(y) < static_cast<unsigned>(g.h.source) &&
-           static_cast<unsigned>(x) < static_cast<unsigned>(g.w.source);
-  };
-  const auto place = [&](int y, int x) {
-    return source + y * p.source.stride[2] + x * p.source.stride[3];
-  };
+  const Image<T> source(p.source, block.b, block.group, g.k_size, g.h.source, g.w.source);
 
   int n_steps = 0;
   if (g.fetch == Fetch::kFlat) {
@@ -89,25 +81,18 @@ __global__ void __launch_bounds__(kGatherThreads, kCols == 64 ? 3 : 4)
   };
 
   const auto fetch_vectors = [&](unsigned char* to, int dy, int dx) {
-    const int part = tid % 4, c = next_c + part * kVector;
+    const int part = tid % 4;
 #pragma unroll
     for (int i = 0; i < kRowsPerThread; ++i) {
-      const bool exists = inside(y0[i] + dy, x0[i] + dx) && c < g.k_size;
-      const T* from = exists ? place(y0[i] + dy, x0[i] + dx) + c : source;
-      cp_async<16>(to + (tid / 4 + kThreads / 4 * i) * kPitch + 16 * part, from, exists ? 16 : 0);
+      source.copy(to + (tid / 4 + kThreads / 4 * i) * kPitch + 16 * part, y0[i] + dy, x0[i] + dx,
+                  next_c + part * kVector);
     }
   };
   const auto fetch_elements = [&](unsigned char* to, int dy, int dx) {
-    const bool exists = inside(y0[0] + dy, x0[0] + dx);
-    const T* const from = exists ? place(y0[0] + dy, x0[0] + dx) : source;
-    Pack<T, kVector> packs[4];
+    Pack<T, kVector> packs[4];  // all loads before the first store
 #pragma unroll
     for (int part = 0; part < 4; ++part) {
-#pragma unroll
-      for (int v = 0; v < kVector; ++v) {
-        const int c = next_c + part * kVector + v;
-        packs[part].values[v] = exists && c < g.k_size ? from[c * p.source.stride[1]] : zero<T>();
-      }
+      packs[part] = source.load(y0[0] + dy, x0[0] + dx, next_c + part * kVector);
     }
 #pragma unroll
     for (int part = 0; part < 4; ++part) store_shared(to + tid * kPitch + 16 * part, packs[part]);
@@ -135,7 +120,8 @@ __global__ void __launch_bounds__(kGatherThreads, kCols == 64 ? 3 : 4)
       walk_flat(next_c + part * kVector, [&](int v, int c, int ty, int tx, bool exists) {
         exists = exists && g.h.hits(phase_h, ty) && g.w.hits(phase_w, tx);
         const int y = y0[0] + g.h.offset(phase_h, ty), x = x0[0] + g.w.offset(phase_w, tx);
-        pack.values[v] = exists && inside(y, x) ? place(y, x)[c * p.source.stride[1]] : zero<T>();
+        pack.values[v] =
+            exists && source.holds(y, x) ? source.at(y, x)[c * source.c_stride] : zero<T>();
       });
       store_shared(to + tid * kPitch + 16 * part, pack);
     }

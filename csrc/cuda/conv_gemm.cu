@@ -13,14 +13,6 @@ GemmAxis axis(bool transposed, int taps, int stride, int pad, int dilation, int 
   return {taps, 1, stride, -pad, dilation, in, out};
 }
 
-// Whether channels can be fetched 16 bytes at a time.
-bool fetches_vectors(const ConvTensor& source, int k_size) {
-  const int width = static_cast<int>(16 / size_of(source.type));
-  return source.stride[1] == 1 && k_size % width == 0 && source.stride[0] % width == 0 &&
-         source.stride[2] % width == 0 && source.stride[3] % width == 0 &&
-         reinterpret_cast<uintptr_t>(source.data) % 16 == 0;
-}
-
 int patches(const GemmGeometry& g, int rows) {
   return divide_up(g.h.result, rows / kHaloWidth) * divide_up(g.w.result, kHaloWidth);
 }
@@ -106,7 +98,7 @@ cudaError_t conv_gemm(const ConvGemmParams& p, cudaStream_t stream) {
     g.n_stride = p.transposed ? s.taps() : static_cast<int64_t>(s.group_in()) * s.taps();
     g.c_stride = p.transposed ? static_cast<int64_t>(s.group_in()) * s.taps() : s.taps();
   } else {
-    g.fetch = fetches_vectors(p.source, g.k_size) ? Fetch::kVectors : Fetch::kElements;
+    g.fetch = holds_vectors(p.source, g.k_size) ? Fetch::kVectors : Fetch::kElements;
   }
   g.stores_vectors = stores_vectors(p.epilogue, p.out, p.out_stride, type, g.n_size);
 

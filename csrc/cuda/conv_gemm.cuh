@@ -3,6 +3,7 @@
 
 #include "conv_gemm.h"
 #include "conv_store.cuh"
+#include "image.cuh"
 #include "multiply.cuh"
 
 namespace dasr {
@@ -37,10 +38,10 @@ enum class Fetch {
 struct GemmGeometry {
   GemmAxis h, w;
   int groups;
-  int k_size, n_size;  // channels per group: of the source, of the result
-  int n_tiles;         // of the columns of one group
-  int pixel_tiles;     // of one phase (gather), of the image (halo)
-  int pixel_tiles_w;   // halo
+  int k_size, n_size;     // channels per group: of the source, of the result
+  int n_tiles;            // of the columns of one group
+  int pixel_tiles;        // of one phase (gather), of the image (halo)
+  int pixel_tiles_w;      // halo
   int64_t launch_sample;  // of the samples computed, the first one of this launch
   // flat: element (n, c, tap) of a group's kernels
   int64_t group_stride, n_stride, c_stride;
@@ -70,20 +71,6 @@ struct GemmBlock {
     b = p.first_sample + sample;
   }
 };
-
-template <class T>
-__device__ __forceinline__ T zero() {
-  return Narrow<T>::from(0.0f);
-}
-
-// 16 bytes in one instruction (see store_pack).
-template <class T, int kN>
-__device__ __forceinline__ void store_shared(unsigned char* to, const Pack<T, kN>& pack) {
-  static_assert(sizeof(pack) == 16);
-  uint4 words;
-  memcpy(&words, &pack, 16);
-  *reinterpret_cast<uint4*>(to) = words;
-}
 
 // Rows n0 + [0, kCols) of one tap's kernel, channels c0 + [0, 64 bytes).
 template <class T, int kCols, int kThreads>

@@ -23,7 +23,7 @@ template <class T, class Math, int kRows, int kCols>
 __global__ void __launch_bounds__(kHaloThreads)
     conv_halo_kernel(const ConvGemmParams p, const GemmGeometry g) {
   constexpr int kThreads = kHaloThreads, kWarpRows = kRows / (kThreads / 32);
-  constexpr int kVector = 16 / sizeof(T), kChunk = kChunkBytes / sizeof(T);
+  constexpr int kChunk = kChunkBytes / sizeof(T);
   using Tile = WarpTile<T, Math, kWarpRows, kCols>;
   using acc_t = typename Tile::acc_t;
   DASR_DYNAMIC_SHARED(memory);  // kHaloStages kernels, then one or two halos
@@ -40,41 +40,15 @@ __global__ void __launch_bounds__(kHaloThreads)
   // Of the halo: the source pixel of its corner. A transposed convolution walks its taps backwards.
   const int corner_y = patch_y + g.h.base - (g.h.tap_step < 0 ? g.h.reach() : 0);
   const int corner_x = patch_x + g.w.base - (g.w.tap_step < 0 ? g.w.reach() : 0);
-  const T* const source = static_cast<const T*>(p.source.data) + block.b * p.source.stride[0] +
-                          static_cast<int64_t>(block.group) * g.k_size * p.source.stride[1];
+  const Image<T> source(p.source, block.b, block.group, g.k_size, g.h.source, g.w.source);
   unsigned char* const halos = memory + kHaloStages * kCols * kPitch;
 
   mix_biases<acc_t, kCols>(p, g, block, n0, bias);
 
   const auto fetch_halo = [&](int chunk) {
     unsigned char* const to = halos + chunk % 2 * (halo_h * halo_w * kPitch);
-    const int c0 = chunk * kChunk, n_pixels = halo_h * halo_w;
-#pragma unroll 2
-    for (int i = tid; i < 4 * n_pixels; i += kThreads) {
-      // Vectors: lanes along channels; elements: lanes along pixels.
-      const bool vectors = g.fetch == Fetch::kVectors;
-      const int pixel = vectors ? i / 4 : i % n_pixels;
-      const int part = vectors ? i % 4 : i / n_pixels;
-      const int y = corner_y + pixel / halo_w, x = corner_x + pixel % halo_w;
-      const int c = c0 + part * kVector;
-      const bool exists = static_cast<unsigned>(y) < static_cast<unsigned>(g.h.source) &&
-                          static_cast<unsigned>(x) < static_cast<unsigned>(g.w.source) &&
-                          c < g.k_size;
-      const T* const from =
-          exists ? source + c * p.source.stride[1] + y * p.source.stride[2] + x * p.source.stride[3]
-                 : source;
-      unsigned char* const row = to + pixel * kPitch + 16 * part;
-      if (vectors) {
-        cp_async<16>(row, from, exists ? 16 : 0);
-      } else {
-        Pack<T, kVector> pack;
-#pragma unroll
-        for (int v = 0; v < kVector; ++v) {
-          pack.values[v] = exists && c + v < g.k_size ? from[v * p.source.stride[1]] : zero<T>();
-        }
-        store_shared(row, pack);
-      }
-    }
+    source.template fetch_patch<kThreads>(to, kPitch, g.fetch == Fetch::kVectors, corner_y,
+                                          corner_x, halo_h, halo_w, chunk * kChunk, 4);
   };
   int next_tap = 0, next_chunk = 0;
   const auto fetch_step = [&](int step) {
