@@ -25,9 +25,9 @@ struct ConvShape {
   int pad_top = 0, pad_left = 0;
   int dilation_h = 1, dilation_w = 1;
 
-  int group_in() const { return in_channels / groups; }
-  int group_out() const { return out_channels / groups; }
-  int taps() const { return kernel_h * kernel_w; }
+  DASR_HOST_DEVICE int group_in() const { return in_channels / groups; }
+  DASR_HOST_DEVICE int group_out() const { return out_channels / groups; }
+  DASR_HOST_DEVICE int taps() const { return kernel_h * kernel_w; }
 };
 
 // [B, C, H, W] anywhere in memory; strides in elements, any sign, also 0.

@@ -6,3 +6,10 @@
 #else
 #include <cuda_runtime_api.h>
 #endif
+
+// For functions of structs that kernels take.
+#ifdef __CUDACC__
+#define DASR_HOST_DEVICE __host__ __device__
+#else
+#define DASR_HOST_DEVICE
+#endif

@@ -8,4 +8,10 @@ namespace dasr {
 Tensor aggregate_experts_cuda(const Tensor& weight, const Tensor& routing_weights,
                               ScalarType dtype);
 
+// Gradients of weight and routing_weights in their types; empty where not wanted.
+std::tuple<Tensor, Tensor> aggregate_experts_backward_cuda(const Tensor& grad_output,
+                                                           const Tensor& weight,
+                                                           const Tensor& routing_weights,
+                                                           std::vector<bool> output_mask);
+
 }  // namespace dasr

@@ -1,6 +1,7 @@
 // dynamic_conv2d and per_sample_conv2d for CUDA tensors.
 
 #include "cuda/conv_epilogue_backward.h"
+#include "ops/aggregate_experts_cuda.h"
 #include "ops/conv_kernels_cuda.h"
 #include "ops/conv_operators.h"
 #include "ops/cuda_tensors.h"
@@ -129,6 +130,7 @@ Gradients backward(const Tensor& grad_output_, const Tensor& input, const Kernel
                    const Switches& switches) {
   const DeviceGuard guard(input);
   const Tensor grad_output = cast(grad_output_, input.scalar_type());
+  const ConvShape shape = conv_shape(input, kernels.weight, options);
   const bool wants_kernel = wanted.weight || wanted.routing;
   const bool wants_bias = kernels.bias && (wanted.bias || wanted.routing);
   const SumGradients sums = undo_epilogue(grad_output, input, kernels, saved, options,
@@ -137,8 +139,38 @@ Gradients backward(const Tensor& grad_output_, const Tensor& input, const Kernel
   if (wanted.input) {
     grads.input =
         empty_like_device(input, size_vector(input), input.scalar_type(), is_channels_last(input));
-    convolve(sums.grad, kernels, conv_shape(input, kernels.weight, options), true, {},
-             switches.allow_tf32, *grads.input);
+    convolve(sums.grad, kernels, shape, true, {}, switches.allow_tf32, *grads.input);
+  }
+  std::optional<Tensor> kernel;
+  if (wants_kernel) {
+    kernel = weight_gradient(sums.grad, input, kernels.weight, shape, 0, shape.batch,
+                             switches.allow_tf32);
+  }
+  if (!kernels.routing) {
+    grads.weight = kernel;
+    if (wants_bias) grads.bias = sums.bias;
+    return grads;
+  }
+  // Both parts of the routing gradient are rounded once, after they are added.
+  const Tensor routing = cast(
+      *kernels.routing, accumulate_type({kernels.routing->scalar_type(), compute_type(input)}));
+  std::optional<Tensor> from_kernel, from_bias;
+  if (wants_kernel) {
+    const auto [w, a] = aggregate_experts_backward_cuda(*kernel, kernels.weight, routing,
+                                                        {wanted.weight, wanted.routing});
+    if (wanted.weight) grads.weight = w;
+    if (wanted.routing) from_kernel = a;
+  }
+  if (wants_bias) {
+    const auto [b, a] = aggregate_experts_backward_cuda(*sums.bias, *kernels.bias, routing,
+                                                        {wanted.bias, wanted.routing});
+    if (wanted.bias) grads.bias = b;
+    if (wanted.routing) from_bias = a;
+  }
+  if (wanted.routing) {
+    // The stable ABI has no addition.
+    grads.routing =
+        from_bias ? torch::stable::subtract(*from_kernel, *from_bias, -1) : *from_kernel;
   }
   return grads;
 }

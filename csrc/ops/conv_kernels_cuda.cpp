@@ -1,6 +1,7 @@
 #include "ops/conv_kernels_cuda.h"
 
 #include "cuda/conv_gemm.h"
+#include "cuda/conv_weight_grad.h"
 #include "cuda/pack_experts.h"
 #include "ops/aggregate_experts_cuda.h"
 #include "ops/cuda_tensors.h"
@@ -171,6 +172,42 @@ void convolve(const Tensor& source, const Kernels& kernels, const ConvShape& sha
     params.multiprocessors = multiprocessors(source);
     check(conv_gemm(params, current_stream(source)));
   }
+}
+
+Tensor weight_gradient(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                       const ConvShape& shape, int64_t first, int64_t count, bool allow_tf32) {
+  ConvWeightGradParams params;
+  params.shape = shape;
+  params.shape.batch = count;
+  params.first_sample = first;
+  params.allow_tf32 = allow_tf32;
+  params.grad = conv_tensor(grad);
+  params.input = conv_tensor(input);
+  params.splits = conv_weight_grad_splits(params.shape, params.input.type, allow_tf32);
+  std::vector<int64_t> size = size_vector(weight);
+  size[0] = count;
+  size.insert(size.begin(), params.splits);
+  const Tensor partial = empty_like_device(input, size, compute_type(input));
+  params.partial = partial.mutable_data_ptr();
+  check(conv_weight_grad(params, current_stream(input)));
+  return sum_splits(partial, compute_type(input));
+}
+
+Tensor sum_splits(const Tensor& partial, ScalarType type) {
+  std::vector<int64_t> size = size_vector(partial);
+  const int64_t splits = size.front();
+  size.erase(size.begin());
+  if (splits == 1 && partial.scalar_type() == type) return torch::stable::view(partial, size);
+  const Tensor out = empty_like_device(partial, size, type);
+  ReduceSplitsParams params;
+  params.partial = partial.const_data_ptr();
+  params.partial_type = dtype_of(partial);
+  params.splits = splits;
+  params.numel = out.numel();
+  params.out = out.mutable_data_ptr();
+  params.out_type = dtype_of(out);
+  check(reduce_splits(params, current_stream(partial)));
+  return out;
 }
 
 }  // namespace dasr

@@ -34,6 +34,7 @@ _GEMM = [
 ]
 # Enough samples that patches of 256 pixels fill a device.
 _LARGE = ((66, 24, 16, 16), (72, 24, 3, 3), _SAME)
+_LARGE_IMAGE = ((1, 16, 65, 70), (16, 16, 3, 3), _SAME)
 _DEPTHWISE = [
     ((2, 24, 17, 19), (24, 1, 3, 3), ((1, 1), (1, 1, 1, 1), (1, 1), 24)),
     ((2, 37, 15, 40), (74, 1, 5, 3), ((2, 1), (2, 2, 1, 1), (1, 2), 37)),
@@ -187,6 +188,9 @@ def _kernel(
 
 
 CONVOLUTION = [
+    _kernel("conv_weight_grad", _GEMM, ("grad_weight",)),
+    # What adds up the splits of large images.
+    _kernel("reduce_splits", [_LARGE_IMAGE], ("grad_weight",)),
     _kernel("conv_gemm", _GEMM, ("out", "grad_input")),
     _kernel("conv_epilogue_backward", _GEMM[2:6], ("grad_input", "grad_bias"), slope=0.2),
 ]
