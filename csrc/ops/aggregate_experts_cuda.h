@@ -8,4 +8,8 @@ namespace dasr {
 Tensor aggregate_experts_cuda(const Tensor& weight, const Tensor& routing_weights,
                               ScalarType dtype);
 
+// Fills the gradients that are not null; all tensors are contiguous, their device is current.
+void aggregate_experts_gradients_cuda(const Tensor& grad, const Tensor& weight,
+                                      const Tensor& routing, void* grad_weight, void* grad_routing);
+
 }  // namespace dasr
