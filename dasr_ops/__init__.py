@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from ._backends import backends, use_backend
 from .conv import DynamicConv2d
-from .functional import aggregate_experts, dynamic_conv2d, per_sample_conv2d
+from .functional import (
+    aggregate_experts,
+    aggregate_experts_stack,
+    dynamic_conv2d,
+    per_sample_conv2d,
+)
 from .version import __version__
 
 __all__ = [
     "DynamicConv2d",
     "__version__",
     "aggregate_experts",
+    "aggregate_experts_stack",
     "backends",
     "dynamic_conv2d",
     "per_sample_conv2d",

@@ -32,16 +32,23 @@ class ConvOptions(NamedTuple):
 
 def check_aggregate(op: str, weight: Tensor, routing_weights: Tensor, dtype: torch.dtype) -> None:
     """Check the arguments of ``aggregate_experts``."""
-    _check_tensor(op, "weight", weight)
-    _check_tensor(op, "routing_weights", routing_weights)
-    if weight.dim() < 1:
-        raise ValueError(
-            f"{op}: weight: expected [K, ...] with at least one dimension, got {_shape(weight)}"
-        )
-    _check_experts(op, weight)
-    _check_routing(op, routing_weights, weight.shape[0])
-    _check_devices(op, weight=weight, routing_weights=routing_weights)
+    _check_aggregated(op, "weight", weight, routing_weights)
     _check_dtype(op, "dtype", dtype)
+
+
+def check_aggregate_stack(
+    op: str, weights: Sequence[Tensor], routing_weights: Tensor, dtype: torch.dtype | None
+) -> None:
+    """Check the arguments of ``aggregate_experts_stack``."""
+    if isinstance(weights, Tensor) or not isinstance(weights, Sequence):
+        raise TypeError(
+            f"{op}: weights: expected a sequence of Tensors, got {type(weights).__name__}"
+        )
+    _check_tensor(op, "routing_weights", routing_weights)
+    for i, weight in enumerate(weights):
+        _check_aggregated(op, f"weights[{i}]", weight, routing_weights)
+    if dtype is not None:
+        _check_dtype(op, "dtype", dtype)
 
 
 def check_dynamic_conv2d(
@@ -61,7 +68,7 @@ def check_dynamic_conv2d(
         raise ValueError(
             f"{op}: weight: expected a 5-D tensor [K, O, I/groups, kh, kw], got {_shape(weight)}"
         )
-    _check_experts(op, weight)
+    _check_experts(op, "weight", weight)
     _check_input(op, input)
     _check_routing(op, routing_weights, weight.shape[0])
     if routing_weights.shape[0] != input.shape[0]:
@@ -239,9 +246,21 @@ def _check_input(op: str, input: Tensor) -> None:
         raise ValueError(f"{op}: input: expected a 4-D tensor [B, I, H, W], got {_shape(input)}")
 
 
-def _check_experts(op: str, weight: Tensor) -> None:
+def _check_aggregated(op: str, name: str, weight: Tensor, routing_weights: Tensor) -> None:
+    _check_tensor(op, name, weight)
+    _check_tensor(op, "routing_weights", routing_weights)
+    if weight.dim() < 1:
+        raise ValueError(
+            f"{op}: {name}: expected [K, ...] with at least one dimension, got {_shape(weight)}"
+        )
+    _check_experts(op, name, weight)
+    _check_routing(op, routing_weights, weight.shape[0])
+    _check_devices(op, **{name: weight, "routing_weights": routing_weights})
+
+
+def _check_experts(op: str, name: str, weight: Tensor) -> None:
     if weight.shape[0] < 1:
-        raise ValueError(f"{op}: weight: expected at least one expert, got {_shape(weight)}")
+        raise ValueError(f"{op}: {name}: expected at least one expert, got {_shape(weight)}")
 
 
 def _check_routing(op: str, routing_weights: Tensor, num_experts: int) -> None:

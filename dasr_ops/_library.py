@@ -7,14 +7,16 @@ the extension; a test compares the two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._arguments import ConvOptions, output_shape
+from ._autograd import masked, vector_jacobian
 from ._backends import eager
+from ._stack import register_stack
 
 _OPTIONS = (
     "int[] stride, int[] padding, int[] dilation, int groups, float? negative_slope, "
@@ -30,6 +32,13 @@ SCHEMAS = {
     "aggregate_experts_backward": (
         "(Tensor grad_output, Tensor weight, Tensor routing_weights, bool[] output_mask) "
         "-> (Tensor, Tensor)"
+    ),
+    "aggregate_experts_stack": (
+        "(Tensor[] weight, Tensor routing_weights, ScalarType dtype) -> Tensor[]"
+    ),
+    "aggregate_experts_stack_backward": (
+        "(Tensor[] grad_output, Tensor[] weight, Tensor routing_weights, bool[] output_mask) "
+        "-> (Tensor[], Tensor)"
     ),
     "dynamic_conv2d": (
         "(Tensor input, Tensor weight, Tensor routing_weights, Tensor? bias, Tensor? residual, "
@@ -68,9 +77,13 @@ def unpack_mask(mask: Tensor, shape: torch.Size, memory_format: torch.memory_for
 
 
 class Library:
-    """The operators of one namespace, and differentiable Python functions that call them."""
+    """The operators of one namespace, and differentiable Python functions that call them.
 
-    def __init__(self, namespace: str, *, define: bool) -> None:
+    ``cuda_device`` is the type of the device that its CUDA kernels run on: another than "cuda" only
+    where they are emulated.
+    """
+
+    def __init__(self, namespace: str, *, define: bool, cuda_device: str = "cuda") -> None:
         self.namespace = namespace
         if define:
             self._definitions = torch.library.Library(namespace, "DEF")
@@ -78,6 +91,7 @@ class Library:
                 self._definitions.define(name + schema)
         self.ops = getattr(torch.ops, namespace)
         self._register_aggregate()
+        register_stack(namespace, self.ops, cuda_device)
         self._register_convolution("dynamic_conv2d", num_weights=2)
         self._register_convolution("per_sample_conv2d", num_weights=1)
 
@@ -86,6 +100,12 @@ class Library:
     ) -> Tensor:
         """Call the operator; see `dasr_ops.aggregate_experts`."""
         return self.ops.aggregate_experts(weight, routing_weights, dtype)
+
+    def aggregate_experts_stack(
+        self, weights: Sequence[Tensor], routing_weights: Tensor, dtype: torch.dtype
+    ) -> list[Tensor]:
+        """Call the operator; see `dasr_ops.aggregate_experts_stack`."""
+        return self.ops.aggregate_experts_stack(weights, routing_weights, dtype)
 
     def dynamic_conv2d(
         self,
@@ -144,14 +164,14 @@ class Library:
             weight, routing_weights = ctx.saved_tensors
             mask = ctx.needs_input_grad[:2]
             grads = ops.aggregate_experts_backward(grad_output, weight, routing_weights, mask)
-            return (*_masked(grads, mask), None)
+            return (*masked(grads, mask), None)
 
         def setup_double(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             ctx.save_for_backward(*inputs[:3])
             ctx.output_mask = inputs[3]
 
         def double_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-            result = _vector_jacobian(
+            result = vector_jacobian(
                 eager.aggregate_experts_backward, ctx.saved_tensors, grads, ctx.output_mask
             )
             return (*result, None)
@@ -209,7 +229,7 @@ class Library:
             options = ctx.options._replace(residual_scale=scale)
             grads: tuple[Any, ...] = (None,) * num_tensors
             if any(output_mask):
-                grads = _masked(
+                grads = masked(
                     backward_op(
                         grad_output, *tensors, output, mask, *options, output_mask, *ctx.switches
                     ),
@@ -240,7 +260,7 @@ class Library:
             def formula(*args: Any) -> tuple[Tensor, ...]:
                 return _convolution_backward(op, args, positive, ctx.options)
 
-            result = _vector_jacobian(formula, tensors, grads, ctx.output_mask)
+            result = vector_jacobian(formula, tensors, grads, ctx.output_mask)
             return (*result,) + (None,) * (2 + num_options + 3)
 
         torch.library.register_fake(name, fake)
@@ -273,49 +293,8 @@ def _convolution_backward(
     return grad_input, grad_weight, grad_routing + bias_routing, grad_bias
 
 
-def _vector_jacobian(
-    formula: Callable[..., tuple[Tensor, ...]],
-    tensors: Sequence[Tensor | None],
-    grads: Sequence[Tensor | None],
-    output_mask: Sequence[bool],
-) -> list[Tensor | None]:
-    """Differentiate ``formula`` at ``tensors`` against ``grads`` of the outputs in the mask."""
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # view_as keeps the graph behind the saved tensors out of the inner differentiation.
-        inputs = [t if t is None else t.view_as(t) for t in tensors]
-        if not create_graph:
-            inputs = [t if t is None else t.detach() for t in inputs]
-        for tensor in inputs:
-            if tensor is not None and not tensor.requires_grad:
-                tensor.requires_grad_()
-        outputs = formula(*inputs)
-    chosen = [
-        (output, grad)
-        for output, grad, wanted in zip(outputs, grads, output_mask, strict=True)
-        if wanted and grad is not None and output.requires_grad
-    ]
-    present = [tensor for tensor in inputs if tensor is not None]
-    if not chosen:
-        return [None] * len(inputs)
-    found = iter(
-        torch.autograd.grad(
-            [output for output, _ in chosen],
-            present,
-            [grad.to(output.dtype) for output, grad in chosen],
-            allow_unused=True,
-            create_graph=create_graph,
-        )
-    )
-    return [None if tensor is None else next(found) for tensor in inputs]
-
-
 def _like(grad: Tensor, tensor: Tensor | None) -> Tensor:
     return grad if tensor is None else grad.to(tensor.dtype)
-
-
-def _masked(grads: Sequence[Tensor], mask: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    return tuple(grad if wanted else None for grad, wanted in zip(grads, mask, strict=True))
 
 
 def _empty_gradients(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._arguments import Size2, activation_slope, normalize_padding, pair
-from .functional import dynamic_conv2d
+from .functional import (
+    aggregate_experts_stack,
+    convolution_dtype,
+    dynamic_conv2d,
+    mixes_inside,
+    per_sample_conv2d,
+)
+
+Mixed = tuple[Tensor, Tensor | None]
+"""One kernel and one bias for each image."""
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -183,7 +193,11 @@ class DynamicConv2d(nn.Module):
         return layer.train(conv.training)
 
     def forward(
-        self, input: Tensor, routing_weights: Tensor, residual: Tensor | None = None
+        self,
+        input: Tensor,
+        routing_weights: Tensor,
+        residual: Tensor | None = None,
+        mixed: Mixed | None = None,
     ) -> Tensor:
         """Convolve ``input`` [B, I, H, W] with experts mixed by ``routing_weights`` [B, K].
 
@@ -191,6 +205,7 @@ class DynamicConv2d(nn.Module):
             input: images, [B, I, H, W].
             routing_weights: [B, K].
             residual: of the result's shape; ``residual + residual_scale * result`` is returned.
+            mixed: what `mix_layers` has made of the experts and the routing weights.
 
         Returns:
             [B, O/r^2, H'*r, W'*r].
@@ -199,21 +214,17 @@ class DynamicConv2d(nn.Module):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._pads, mode=self.padding_mode)
             padding = 0
-        return dynamic_conv2d(
-            input,
-            self.weight,
-            routing_weights,
-            self.bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            residual=residual,
-            residual_scale=self.residual_scale,
-            upscale_factor=self.upscale_factor,
-        )
+        geometry = (self.stride, padding, self.dilation, self.groups)
+        fused = {
+            "activation": self.activation,
+            "negative_slope": self.negative_slope,
+            "residual": residual,
+            "residual_scale": self.residual_scale,
+            "upscale_factor": self.upscale_factor,
+        }
+        if mixed is not None:
+            return per_sample_conv2d(input, *mixed, *geometry, **fused)
+        return dynamic_conv2d(input, self.weight, routing_weights, self.bias, *geometry, **fused)
 
     def extra_repr(self) -> str:
         """Describe the layer in the manner of `torch.nn.Conv2d`."""
@@ -242,3 +253,26 @@ class DynamicConv2d(nn.Module):
         if self.bias is None:
             parts.append("bias=False")
         return ", ".join(parts)
+
+
+def mix_layers(
+    layers: Sequence[DynamicConv2d], input: Tensor, routing_weights: Tensor
+) -> list[Mixed | None]:
+    """Mix the experts of layers that share their routing weights, all in one call.
+
+    Args:
+        layers: L layers of K experts each.
+        input: images [B, ...]; what the layers will convolve has its type and device.
+        routing_weights: [B, K].
+
+    Returns:
+        For each layer the argument ``mixed`` of its call: a kernel [O, I/groups, kh, kw] and a bias
+        [O] or None for each image, in the type that ``input`` is convolved in. None for all layers
+        where mixing costs less inside of the convolutions.
+    """
+    if mixes_inside(input):
+        return [None] * len(layers)
+    parameters = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
+    dtype = convolution_dtype(input)
+    mixed = iter(aggregate_experts_stack(parameters, routing_weights, dtype=dtype))
+    return [(next(mixed), None if layer.bias is None else next(mixed)) for layer in layers]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,37 @@ def aggregate_experts(
     arguments.check_aggregate("aggregate_experts", weight, routing_weights, dtype)
     backend = choose("aggregate_experts", weight)
     return backend.aggregate_experts(weight, routing_weights, dtype)
+
+
+def aggregate_experts_stack(
+    weights: Sequence[Tensor], routing_weights: Tensor, *, dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """Mix the experts of all layers of a stack that share their routing weights.
+
+    The same as `aggregate_experts` of each of them, at the cost of one call. On CUDA the kernels of
+    convolutions, [B, O, I/groups, kh, kw], lie in memory as `per_sample_conv2d` reads them.
+
+    Args:
+        weights: experts of the layers, each [K, ...] of any floating dtype: kernels and biases.
+        routing_weights: [B, K], any real numbers; no softmax is applied.
+        dtype: of the results; that of the first of ``weights`` by default.
+
+    Returns:
+        A tensor [B, ...] for each of ``weights``.
+
+    Raises:
+        TypeError: an argument is not a dense floating-point tensor, ``weights`` not a sequence of
+            such, or ``dtype`` not such a type.
+        ValueError: shapes or devices do not fit.
+    """
+    op = "aggregate_experts_stack"
+    arguments.check_aggregate_stack(op, weights, routing_weights, dtype)
+    if not weights:
+        return []
+    backend = choose(op, routing_weights)
+    return backend.aggregate_experts_stack(
+        list(weights), routing_weights, dtype or weights[0].dtype
+    )
 
 
 def dynamic_conv2d(
@@ -175,10 +208,22 @@ def per_sample_conv2d(
     return backend.per_sample_conv2d(input, weight, bias, residual, options)
 
 
+def mixes_inside(input: Tensor) -> bool:
+    """Return whether `dynamic_conv2d` of ``input`` is better than mixing all experts before it."""
+    return choose("dynamic_conv2d", input).mixes_inside
+
+
+def convolution_dtype(input: Tensor) -> torch.dtype:
+    """Return the type that convolutions of ``input`` run in: its own, or that of autocast."""
+    device_type = input.device.type
+    if (
+        input.dtype != torch.float64
+        and device_type in AUTOCAST_DEVICES
+        and torch.is_autocast_enabled(device_type)
+    ):
+        return torch.get_autocast_dtype(device_type)
+    return input.dtype
+
+
 def _autocast(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None or tensor.dtype == torch.float64:
-        return tensor
-    device_type = tensor.device.type
-    if device_type in AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type):
-        return tensor.to(torch.get_autocast_dtype(device_type))
-    return tensor
+    return None if tensor is None else tensor.to(convolution_dtype(tensor))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dasr_ops import DynamicConv2d
+from dasr_ops.conv import Mixed, mix_layers
 
 from ._checks import check_images, check_positive_int, check_rows, kaiming_normal_
 
@@ -258,14 +259,22 @@ class MSRResNetDynamic(nn.Module):
         """
         check_images("MSRResNetDynamic", "input", input, self.config["num_in_ch"])
         check_rows("MSRResNetDynamic", "weights", weights, input.shape[0], self.num_models)
-        output = self.conv_first(input, weights)
+        mixed = iter(mix_layers(self._layers(), input, weights))
+        output = self.conv_first(input, weights, mixed=next(mixed))
         for block in self.body:
-            output = block(output, weights)
-        output = self.upconv1(output, weights)
+            output = block(output, weights, next(mixed), next(mixed))
+        output = self.upconv1(output, weights, mixed=next(mixed))
         if self.upconv2 is not None:
-            output = self.upconv2(output, weights)
-        output = self.conv_hr(output, weights)
-        return self.conv_last(output, weights, residual=_enlarge(input, self.upscale))
+            output = self.upconv2(output, weights, mixed=next(mixed))
+        output = self.conv_hr(output, weights, mixed=next(mixed))
+        enlarged = _enlarge(input, self.upscale)
+        return self.conv_last(output, weights, enlarged, next(mixed))
+
+    def _layers(self) -> list[DynamicConv2d]:
+        """All dynamic layers, in the order in which `forward` calls them."""
+        blocks = [conv for block in self.body for conv in (block.conv1, block.conv2)]
+        upconvs = [conv for conv in (self.upconv1, self.upconv2) if conv is not None]
+        return [self.conv_first, *blocks, *upconvs, self.conv_hr, self.conv_last]
 
 
 class _StaticBlock(nn.Module):
@@ -285,8 +294,11 @@ class _DynamicBlock(nn.Module):
         self.conv1 = DynamicConv2d(num_feat, num_feat, 3, activation="relu", **common)
         self.conv2 = DynamicConv2d(num_feat, num_feat, 3, **common)
 
-    def forward(self, input: Tensor, weights: Tensor) -> Tensor:
-        return self.conv2(self.conv1(input, weights), weights, residual=input)
+    def forward(
+        self, input: Tensor, weights: Tensor, mixed1: Mixed | None, mixed2: Mixed | None
+    ) -> Tensor:
+        output = self.conv1(input, weights, mixed=mixed1)
+        return self.conv2(output, weights, input, mixed2)
 
 
 def _config(

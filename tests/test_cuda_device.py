@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import dasr_ops
+from dasr_ops.models import MSRResNetDynamic
 from tests import reference
 from tests.cuda_kernels import KERNELS
 from tests.cuda_kernels.kernel import errors
@@ -115,3 +116,37 @@ def test_opcheck() -> None:
     routing = torch.randn(6, 5, device="cuda", requires_grad=True)
     args = (weight, routing, torch.bfloat16)
     torch.library.opcheck(torch.ops.dasr_ops.aggregate_experts.default, args)
+
+
+def test_stack_in_one_launch() -> None:
+    shapes = [(64, 3, 3, 3), (64, 64, 3, 3), (64,), (3, 64, 3, 3), (3,)]
+    weights = [torch.randn(5, *shape, device="cuda", requires_grad=True) for shape in shapes]
+    routing = torch.randn(6, 5, device="cuda", requires_grad=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        op = torch.ops.dasr_ops.aggregate_experts_stack.default
+        torch.library.opcheck(op, (weights, routing, dtype))
+        outputs = dasr_ops.aggregate_experts_stack(weights, routing, dtype=dtype)
+        for weight, out in zip(weights, outputs, strict=True):
+            assert torch.equal(out, dasr_ops.aggregate_experts(weight, routing, dtype=dtype))
+        assert outputs[1].permute(0, 3, 4, 1, 2).is_contiguous()
+        grads = [torch.randn_like(out) for out in outputs]
+        actual = torch.autograd.grad(outputs, [*weights, routing], grads)
+        cpu = [t.detach().cpu().requires_grad_() for t in (*weights, routing)]
+        outputs = dasr_ops.aggregate_experts_stack(cpu[:-1], cpu[-1], dtype=dtype)
+        expected = torch.autograd.grad(outputs, cpu, [grad.cpu() for grad in grads])
+        for got, want in zip(actual, expected, strict=True):
+            torch.testing.assert_close(got.cpu(), want, rtol=1e-4, atol=1e-3)
+
+
+def test_generator_in_a_graph() -> None:
+    net = MSRResNetDynamic(num_feat=16, num_block=2).cuda().requires_grad_(False)
+    x, weights = torch.rand(2, 3, 24, 20, device="cuda"), torch.rand(2, 5, device="cuda")
+    expected = net.cpu()(x.cpu(), weights.cpu())
+    net.cuda()
+    with torch.autocast("cuda", torch.bfloat16):
+        net(x, weights)  # what is chosen on the first call is chosen outside of the capture
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = net(x, weights)
+    graph.replay()
+    torch.testing.assert_close(captured.float().cpu(), expected, rtol=0.05, atol=0.05)

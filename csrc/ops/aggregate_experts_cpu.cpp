@@ -62,9 +62,45 @@ std::tuple<Tensor, Tensor> aggregate_experts_backward_cpu(const Tensor& grad_out
           cast(grad_routing, routing_weights.scalar_type())};
 }
 
+std::vector<Tensor> aggregate_experts_stack_cpu(std::vector<Tensor> weight,
+                                                const Tensor& routing_weights, ScalarType dtype) {
+  std::vector<Tensor> result;
+  for (const Tensor& experts : weight) {
+    result.push_back(aggregate_experts_cpu(experts, routing_weights, dtype));
+  }
+  return result;
+}
+
+std::tuple<std::vector<Tensor>, Tensor> aggregate_experts_stack_backward_cpu(
+    std::vector<Tensor> grad_output, std::vector<Tensor> weight, const Tensor& routing_weights,
+    std::vector<bool> output_mask) {
+  const bool want_routing = output_mask.back();
+  std::vector<Tensor> grad_weight;
+  // The layers' parts of the routing gradient, summed in their order.
+  std::vector<double> routing_sum(want_routing ? routing_weights.numel() : 0);
+  for (size_t i = 0; i < weight.size(); ++i) {
+    const auto [of_weight, of_routing] = aggregate_experts_gradients(
+        grad_output[i], weight[i], routing_weights, output_mask[i], want_routing);
+    grad_weight.push_back(cast(of_weight, weight[i].scalar_type()));
+    if (!want_routing) continue;
+    dispatch_float_or_double(of_routing.scalar_type(), [&, &part = of_routing](auto zero) {
+      const auto* values = part.template const_data_ptr<decltype(zero)>();
+      for (size_t j = 0; j < routing_sum.size(); ++j) routing_sum[j] += values[j];
+    });
+  }
+  const ScalarType type = routing_weights.scalar_type();
+  if (!want_routing) return {grad_weight, empty_like_device(routing_weights, {0}, type)};
+  const Tensor sum =
+      empty_like_device(routing_weights, size_vector(routing_weights), ScalarType::Double);
+  std::copy(routing_sum.begin(), routing_sum.end(), sum.mutable_data_ptr<double>());
+  return {grad_weight, cast(sum, type)};
+}
+
 STABLE_TORCH_LIBRARY_IMPL(dasr_ops, CPU, m) {
   m.impl("aggregate_experts", TORCH_BOX(&aggregate_experts_cpu));
   m.impl("aggregate_experts_backward", TORCH_BOX(&aggregate_experts_backward_cpu));
+  m.impl("aggregate_experts_stack", TORCH_BOX(&aggregate_experts_stack_cpu));
+  m.impl("aggregate_experts_stack_backward", TORCH_BOX(&aggregate_experts_stack_backward_cpu));
 }
 
 }  // namespace dasr

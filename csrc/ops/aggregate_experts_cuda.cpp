@@ -37,6 +37,26 @@ Tensor aggregate_experts_cuda(const Tensor& weight_, const Tensor& routing_weigh
   return out;
 }
 
+void aggregate_experts_gradients_cuda(const Tensor& grad, const Tensor& weight,
+                                      const Tensor& routing, void* grad_weight,
+                                      void* grad_routing) {
+  AggregateExpertsBackwardParams params;
+  static_cast<AggregateExpertsSizes&>(params) = sizes_of(weight, routing);
+  params.weight = weight.const_data_ptr();
+  params.routing = routing.const_data_ptr();
+  params.grad = grad.const_data_ptr();
+  params.weight_type = dtype_of(weight);
+  params.routing_type = dtype_of(routing);
+  params.grad_type = dtype_of(grad);
+  params.grad_weight = grad_weight;
+  params.grad_routing = grad_routing;
+  const auto workspace_size =
+      static_cast<int64_t>(aggregate_experts_backward_workspace_size(params));
+  const Tensor workspace = empty_like_device(weight, {workspace_size}, ScalarType::Byte);
+  params.workspace = workspace_size > 0 ? workspace.mutable_data_ptr() : nullptr;
+  check(aggregate_experts_backward(params, current_stream(weight)));
+}
+
 std::tuple<Tensor, Tensor> aggregate_experts_backward_cuda(const Tensor& grad_output,
                                                            const Tensor& weight_,
                                                            const Tensor& routing_weights_,
@@ -51,21 +71,9 @@ std::tuple<Tensor, Tensor> aggregate_experts_backward_cuda(const Tensor& grad_ou
   };
   const Tensor grad_weight = allocate(output_mask[0], weight);
   const Tensor grad_routing = allocate(output_mask[1], routing);
-  AggregateExpertsBackwardParams params;
-  static_cast<AggregateExpertsSizes&>(params) = sizes_of(weight, routing);
-  params.weight = weight.const_data_ptr();
-  params.routing = routing.const_data_ptr();
-  params.grad = grad.const_data_ptr();
-  params.weight_type = dtype_of(weight);
-  params.routing_type = dtype_of(routing);
-  params.grad_type = dtype_of(grad);
-  params.grad_weight = output_mask[0] ? grad_weight.mutable_data_ptr() : nullptr;
-  params.grad_routing = output_mask[1] ? grad_routing.mutable_data_ptr() : nullptr;
-  const auto workspace_size =
-      static_cast<int64_t>(aggregate_experts_backward_workspace_size(params));
-  const Tensor workspace = empty_like_device(weight, {workspace_size}, ScalarType::Byte);
-  params.workspace = workspace_size > 0 ? workspace.mutable_data_ptr() : nullptr;
-  check(aggregate_experts_backward(params, current_stream(weight)));
+  aggregate_experts_gradients_cuda(grad, weight, routing,
+                                   output_mask[0] ? grad_weight.mutable_data_ptr() : nullptr,
+                                   output_mask[1] ? grad_routing.mutable_data_ptr() : nullptr);
   return {grad_weight, grad_routing};
 }
 

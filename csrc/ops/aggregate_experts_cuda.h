@@ -14,4 +14,8 @@ std::tuple<Tensor, Tensor> aggregate_experts_backward_cuda(const Tensor& grad_ou
                                                            const Tensor& routing_weights,
                                                            std::vector<bool> output_mask);
 
+// Fills the gradients that are not null; all tensors are contiguous, their device is current.
+void aggregate_experts_gradients_cuda(const Tensor& grad, const Tensor& weight,
+                                      const Tensor& routing, void* grad_weight, void* grad_routing);
+
 }  // namespace dasr

@@ -15,6 +15,12 @@ constexpr const char* kSchemas[] = {
     "aggregate_experts_backward(Tensor grad_output, Tensor weight, Tensor routing_weights, "
     "bool[] output_mask) -> (Tensor, Tensor)",
 
+    "aggregate_experts_stack(Tensor[] weight, Tensor routing_weights, ScalarType dtype) "
+    "-> Tensor[]",
+
+    "aggregate_experts_stack_backward(Tensor[] grad_output, Tensor[] weight, "
+    "Tensor routing_weights, bool[] output_mask) -> (Tensor[], Tensor)",
+
     "dynamic_conv2d(Tensor input, Tensor weight, Tensor routing_weights, Tensor? bias, "
     "Tensor? residual, " DASR_CONV_OPTIONS ", bool save_mask, " DASR_SWITCHES
     ") -> (Tensor, Tensor)",

@@ -1,8 +1,9 @@
 """The implementations of the operators, and the choice between them.
 
-A backend is an object with ``aggregate_experts``, ``dynamic_conv2d`` and ``per_sample_conv2d``
-(checked arguments in, tensor out), a ``reason`` why it is not available (None if it is), and
-``refuses(input)``: why it cannot take a call, or None.
+A backend is an object with ``aggregate_experts``, ``aggregate_experts_stack``, ``dynamic_conv2d``
+and ``per_sample_conv2d`` (checked arguments in, tensors out), a ``reason`` why it is not available
+(None if it is), ``refuses(input)``: why it cannot take a call, or None, and ``mixes_inside``:
+whether ``dynamic_conv2d`` is better than mixing the experts of all layers before convolving.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ class EagerBackend:
 
     name = "eager"
     description = "pure PyTorch, every device"
+    mixes_inside = False
     reason: str | None = None
 
     aggregate_experts = staticmethod(eager.aggregate_experts)
+    aggregate_experts_stack = staticmethod(eager.aggregate_experts_stack)
     dynamic_conv2d = staticmethod(eager.dynamic_conv2d)
     per_sample_conv2d = staticmethod(eager.per_sample_conv2d)
 
@@ -45,12 +48,15 @@ class CpuBackend:
 
     name = "cpu"
     description = "C++ kernels for CPU tensors"
+    # It mixes on the way to the transform; mixed before, kernels would take a trip through memory.
+    mixes_inside = True
 
     def __init__(self, library: Library) -> None:
         self.reason = extension.reason
         if extension.loaded:
             self.description += f" ({extension.info['cpu_isa']})"
         self.aggregate_experts = library.aggregate_experts
+        self.aggregate_experts_stack = library.aggregate_experts_stack
         self.dynamic_conv2d = library.dynamic_conv2d
         self.per_sample_conv2d = library.per_sample_conv2d
 
@@ -64,9 +70,11 @@ class CudaBackend:
 
     name = "cuda"
     description = "CUDA C++ kernels"
+    mixes_inside = False
 
     def __init__(self, library: Library) -> None:
         self.aggregate_experts = library.aggregate_experts
+        self.aggregate_experts_stack = library.aggregate_experts_stack
         self.dynamic_conv2d = library.dynamic_conv2d
         self.per_sample_conv2d = library.per_sample_conv2d
 

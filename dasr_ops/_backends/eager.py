@@ -8,6 +8,7 @@ the groups of one convolution, the formulation of the official DASR code.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -42,6 +43,13 @@ def aggregate_experts(weight: Tensor, routing_weights: Tensor, dtype: torch.dtyp
     with _without_autocast(weight):
         mixed = routing_weights.to(acc) @ _flatten(weight.to(acc))
     return mixed.to(dtype).reshape(routing_weights.shape[0], *weight.shape[1:])
+
+
+def aggregate_experts_stack(
+    weights: Sequence[Tensor], routing_weights: Tensor, dtype: torch.dtype
+) -> list[Tensor]:
+    """Aggregate the experts of several layers."""
+    return [aggregate_experts(weight, routing_weights, dtype) for weight in weights]
 
 
 def aggregate_experts_backward(

@@ -47,15 +47,18 @@ class EmulatedBackend:
 
     name = "emulated"
     description = "CUDA kernels, run on the CPU"
+    mixes_inside = False
     reason: str | None = None
 
     def __init__(self) -> None:
         from dasr_ops._library import Library
 
-        library = Library(NAMESPACE, define=True)
+        library = Library(NAMESPACE, define=True, cuda_device="cpu")
         load()
-        for op in ("aggregate_experts", "dynamic_conv2d", "per_sample_conv2d"):
-            setattr(self, op, getattr(library, op))
+        self.aggregate_experts = library.aggregate_experts
+        self.aggregate_experts_stack = library.aggregate_experts_stack
+        self.dynamic_conv2d = library.dynamic_conv2d
+        self.per_sample_conv2d = library.per_sample_conv2d
 
     def refuses(self, input: Tensor) -> str | None:
         """Return why the tensor cannot be taken, or None."""

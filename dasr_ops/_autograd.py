@@ -1,0 +1,50 @@
+"""What the autograd formulas of the operators share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def vector_jacobian(
+    formula: Callable[..., tuple[Tensor, ...]],
+    tensors: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+    output_mask: Sequence[bool],
+) -> list[Tensor | None]:
+    """Differentiate ``formula`` at ``tensors`` against ``grads`` of the outputs in the mask."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # view_as keeps the graph behind the saved tensors out of the inner differentiation.
+        inputs = [t if t is None else t.view_as(t) for t in tensors]
+        if not create_graph:
+            inputs = [t if t is None else t.detach() for t in inputs]
+        for tensor in inputs:
+            if tensor is not None and not tensor.requires_grad:
+                tensor.requires_grad_()
+        outputs = formula(*inputs)
+    chosen = [
+        (output, grad)
+        for output, grad, wanted in zip(outputs, grads, output_mask, strict=True)
+        if wanted and grad is not None and output.requires_grad
+    ]
+    present = [tensor for tensor in inputs if tensor is not None]
+    if not chosen:
+        return [None] * len(inputs)
+    found = iter(
+        torch.autograd.grad(
+            [output for output, _ in chosen],
+            present,
+            [grad.to(output.dtype) for output, grad in chosen],
+            allow_unused=True,
+            create_graph=create_graph,
+        )
+    )
+    return [None if tensor is None else next(found) for tensor in inputs]
+
+
+def masked(grads: Sequence[Tensor], mask: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Return ``None`` in place of gradients that nobody asked for."""
+    return tuple(grad if wanted else None for grad, wanted in zip(grads, mask, strict=True))
