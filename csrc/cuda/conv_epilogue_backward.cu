@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "conv_epilogue_backward.cuh"
+#include "sum_splits.cuh"
 
 namespace dasr {
 namespace {
@@ -120,28 +121,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   part.store_sum(p, g, tid, total);
 }
 
-constexpr int kColumns = 32, kRows = 8;
-
-// grad_bias[i] = sum over splits of partial[split, i], 32 neighbours i per block.
-template <class acc_t>
-__global__ void __launch_bounds__(kColumns* kRows)
-    conv_epilogue_backward_splits_kernel(const Params p, int64_t n_splits) {
-  DASR_SHARED(sums, acc_t[kRows][kColumns]);
-  const int x = threadIdx.x, y = threadIdx.y;
-  const int64_t n = p.batch * p.channels, i = static_cast<int64_t>(blockIdx.x) * kColumns + x;
-  const acc_t* const partial = static_cast<const acc_t*>(p.workspace);
-  acc_t sum = 0;
-  if (i < n) {
-#pragma unroll 4
-    for (int64_t split = y; split < n_splits; split += kRows) sum += partial[split * n + i];
-  }
-  sums[y][x] = sum;
-  __syncthreads();
-  if (y != 0 || i >= n) return;
-  for (int row = 1; row < kRows; ++row) sum += sums[row][x];
-  static_cast<acc_t*>(p.grad_bias)[i] = sum;
-}
-
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool accumulates_in_double(const Params& p) {
@@ -212,9 +191,7 @@ cudaError_t launch_all(const Params& p, cudaStream_t stream) {
     if (error != cudaSuccess) return error;
   }
   if (p.grad_bias == nullptr || g.splits == 1) return cudaSuccess;
-  return launch(&conv_epilogue_backward_splits_kernel<acc_t>,
-                divide_up(p.batch * p.channels, kColumns), dim3(kColumns, kRows), 0, stream, p,
-                g.splits);
+  return sum_splits<acc_t>(p.workspace, p.grad_bias, p.batch * p.channels, g.splits, stream);
 }
 
 }  // namespace
