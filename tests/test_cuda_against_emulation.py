@@ -58,13 +58,19 @@ def test_emulation_against_float64(kernel: Kernel, case: Case) -> None:
 @needs_emulation
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.launcher)
 def test_bounds_notice_a_wrong_element(kernel: Kernel) -> None:
-    inputs = kernel.inputs(*kernel.small[0])
-    expected, _ = kernel.reference(inputs)
-    for name, value in expected.items():
-        for wrong in (value.flatten()[-1] * 1.01 + 1e-2, torch.nan):
-            outputs = {key: tensor.clone() for key, tensor in expected.items()}
-            outputs[name].view(-1)[-1] = wrong
-            assert errors(kernel, inputs, outputs)[name] > 1
+    """One that is off by a quarter of the typical element: less than most mistakes.
+
+    Long sums of narrow operands may be off by several percent in the worst case.
+    """
+    for case in kernel.small[::4]:
+        inputs = kernel.inputs(*case)
+        expected, _ = kernel.reference(inputs)
+        for name, value in expected.items():
+            typical = value.double().square().mean().sqrt()
+            for wrong in (value.flatten()[-1] + typical / 4, torch.nan):
+                outputs = {key: tensor.clone() for key, tensor in expected.items()}
+                outputs[name].view(-1)[-1] = wrong
+                assert errors(kernel, inputs, outputs)[name] > 1, case
 
 
 def run_on_device(kernel: Kernel, inputs: Tensors) -> Tensors:

@@ -13,12 +13,20 @@ if build.missing():
     pytest.skip(build.missing(), allow_module_level=True)
 
 from .emulation import calls
+from .emulation.checks import (
+    bound_of_sum,
+    check_guards,
+    compare,
+    guarded,
+    random,
+    rounded,
+    unit_of,
+)
 from .emulation.conv_depthwise_calls import conv_depthwise, conv_depthwise_weight
 from .emulation.conv_gemm_calls import conv_reference, torch_memory
 
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
 DTYPES = [F32, F16, BF16, F64]
-GUARD = 64
 VARIANT = os.environ.get("DASR_EMULATION_VARIANT", "plain")
 
 
@@ -29,51 +37,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def guarded(size, format, dtype, offset=0):
-    """A NaN-filled tensor `offset` elements from an aligned address, and the memory around it."""
-    numel = math.prod(size)
-    memory = torch.full((numel + 2 * GUARD + offset,), -7.0, dtype=dtype)
-    inside = memory[GUARD + offset : GUARD + offset + numel].fill_(math.nan)
-    strides = torch_memory(size, format, dtype).stride() if len(size) == 4 else None
-    return (inside.as_strided(size, strides) if strides else inside.view(size)), (
-        memory,
-        GUARD + offset,
-        numel,
-    )
-
-
-def check_guards(guard):
-    memory, start, numel = guard
-    assert (memory[:start] == -7).all() and (memory[start + numel :] == -7).all()
-    assert not memory[start : start + numel].isnan().any(), "not all of the output was written"
-
-
-def random(size, format, dtype, offset=0):
-    tensor, _ = guarded(size, format, dtype, offset)
-    return tensor.copy_(torch.randn(size, dtype=F64))
-
-
-def unit_of(dtype):
-    return 2.0**-53 if dtype == F64 else 2.0**-24
-
-
-def bound_of_sum(magnitude, n_products, dtype):
-    """How far a sum of products may be off whose absolute values add up to `magnitude`."""
-    # The reference in float64 errs no less than a kernel that sums in float64.
-    return (n_products + 2) * unit_of(dtype) * (2 if dtype == F64 else 1) * magnitude
-
-
-def rounded(bound, expected, dtype):
-    info = torch.finfo(dtype)
-    return bound + (expected.abs() + bound) * info.eps / 2 + info.smallest_normal * info.eps
-
-
-def compare(name, got, expected, bound):
-    error = (got.double() - expected).abs()
-    assert got.shape == expected.shape
-    assert (error <= bound).all(), f"{name}: {(error / bound).max():.3g} times the bound"
 
 
 def check_forward(

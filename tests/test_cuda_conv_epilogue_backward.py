@@ -14,32 +14,12 @@ if build.missing():
     pytest.skip(build.missing(), allow_module_level=True)
 
 from .emulation import calls
+from .emulation.checks import check_guards, guarded, random
 from .emulation.conv_epilogue_backward_calls import conv_epilogue_backward, pack_mask
 from .emulation.conv_gemm_calls import torch_memory
 
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
-GUARD = 64
 VARIANT = os.environ.get("DASR_EMULATION_VARIANT", "plain")
-
-
-def guarded(size, format, dtype, offset=0):
-    """A NaN-filled tensor `offset` elements from an aligned address, and the memory around it."""
-    numel = math.prod(size)
-    memory = torch.full((numel + 2 * GUARD + offset,), -7.0, dtype=dtype)
-    inside = memory[GUARD + offset : GUARD + offset + numel].fill_(math.nan)
-    strides = torch_memory(size, format, dtype).stride()
-    return inside.as_strided(size, strides), (memory, GUARD + offset, numel)
-
-
-def check_guards(guard):
-    memory, start, numel = guard
-    assert (memory[:start] == -7).all() and (memory[start + numel :] == -7).all()
-    assert not memory[start : start + numel].isnan().any(), "not all of the output was written"
-
-
-def random(size, format, dtype, offset=0):
-    tensor, _ = guarded(size, format, dtype, offset)
-    return tensor.copy_(torch.randn(size, dtype=F64))
 
 
 def check(

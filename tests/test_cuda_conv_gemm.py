@@ -12,51 +12,10 @@ if build.missing():
     pytest.skip(build.missing(), allow_module_level=True)
 
 from .emulation import calls
-from .emulation.conv_gemm_calls import conv_gemm, conv_reference, torch_memory
+from .emulation.checks import bound_of_sum, check_guards, compare, guarded, random, rounded
+from .emulation.conv_gemm_calls import conv_gemm, conv_reference
 
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
-GUARD = 64
-
-
-def guarded(size, format, dtype, offset=0):
-    """A NaN-filled tensor `offset` elements from an aligned address, and the memory around it."""
-    numel = math.prod(size)
-    memory = torch.full((numel + 2 * GUARD + offset,), -7.0, dtype=dtype)
-    inside = memory[GUARD + offset : GUARD + offset + numel].fill_(math.nan)
-    like = torch_memory(size, format, dtype)
-    return inside.as_strided(size, like.stride()), (memory, GUARD + offset, numel)
-
-
-def check_guards(guard):
-    memory, start, numel = guard
-    assert (memory[:start] == -7).all() and (memory[start + numel :] == -7).all()
-    assert not memory[start : start + numel].isnan().any(), "not all of the output was written"
-
-
-def random(size, format, dtype, offset=0):
-    tensor, _ = guarded(size, format, dtype, offset)
-    return tensor.copy_(torch.randn(size, dtype=F64))
-
-
-def bound_of_sum(magnitude, n_products, dtype, allow_tf32):
-    """How far a sum of products may be off whose absolute values add up to `magnitude`."""
-    unit = 2.0**-53 if dtype == F64 else 2.0**-24
-    # The reference in float64 errs no less than a kernel that sums in float64.
-    relative = (n_products + 2) * unit * (2 if dtype == F64 else 1)
-    if allow_tf32 and dtype == F32:
-        relative += 2.0**-10 + 2.0**-22  # each operand by 2^-11
-    return relative * magnitude
-
-
-def rounded(bound, expected, dtype):
-    info = torch.finfo(dtype)
-    return bound + (expected.abs() + bound) * info.eps / 2 + info.smallest_normal * info.eps
-
-
-def check(name, got, expected, bound):
-    error = (got.double() - expected).abs()
-    assert got.shape == expected.shape
-    assert (error <= bound).all(), f"{name}: {(error / bound).max():.3g} times the bound"
 
 
 def check_forward(
@@ -125,7 +84,7 @@ def check_forward(
         multiprocessors=multiprocessors,
     )
     check_guards(guard)
-    check("out", out, expected, rounded(bound, expected, dtype))
+    compare("out", out, expected, rounded(bound, expected, dtype))
     if mask:
         flat = torch.arange(out.numel())
         got = (bits[flat // 8] >> (flat % 8).to(torch.uint8) & 1).bool()
@@ -172,7 +131,7 @@ def check_transposed(
     )
     check_guards(guard)
     bound = bound_of_sum(magnitude, n_products, dtype, tf32)
-    check("grad_input", out, expected, rounded(bound, expected, dtype))
+    compare("grad_input", out, expected, rounded(bound, expected, dtype))
 
 
 SAME3 = dict(padding=(1, 1, 1, 1))
@@ -284,7 +243,7 @@ def test_expanded_and_cropped_inputs():
         expected = conv_reference(x, w, padding=(1, 1, 1, 1))
         magnitude = conv_reference(x.abs(), w.abs(), padding=(1, 1, 1, 1))
         bound = rounded(bound_of_sum(magnitude, 144, BF16, False), expected, BF16)
-        check(name, out, expected, bound)
+        compare(name, out, expected, bound)
 
 
 EPILOGUES = {

@@ -12,6 +12,8 @@ if shutil.which("nvcc") is None:
     pytest.skip("needs nvcc", allow_module_level=True)
 
 SOURCES = sorted((build.CSRC / "cuda").glob("*.cu"))
+# They choose among kernels that other files compile.
+HOST_ONLY = ("conv_gemm", "conv_weight_grad")
 
 
 def nvcc(source, arch, output, *flags):
@@ -28,7 +30,8 @@ def check_resources(source, arch, output):
     log = nvcc(source, arch, output, "-cubin", "-Xptxas", "-v")
     kernels = re.findall(r"Compiling entry function '(\w+)'", log)
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", log)
-    assert kernels and len(spills) >= len(kernels)
+    assert (len(kernels) == 0) == (source.stem in HOST_ONLY)
+    assert len(spills) >= len(kernels)
     assert all(numbers == ("0", "0", "0") for numbers in spills), log
 
 

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "convert.cuh"
+#include "reduce_splits.h"
 
 namespace dasr {
 namespace {
@@ -160,9 +161,22 @@ __global__ void __launch_bounds__(kNThreads)
       for (int64_t b0 = 0; b0 < p.batch; b0 += kBlock) {
         const int n_samples = static_cast<int>(p.batch - b0 < kBlock ? p.batch - b0 : kBlock);
         acc_t grad[kBlock][kWidth];
-        slice.load(
-            p.grad, p.grad_type, [&](int b) -> int64_t { return b < n_samples ? b0 + b : -1; },
-            grad);
+        const auto load_grad = [&](int64_t split, acc_t(&to)[kBlock][kWidth]) {
+          slice.load(
+              p.grad, p.grad_type,
+              [&](int b) -> int64_t { return b < n_samples ? split * p.batch + b0 + b : -1; }, to);
+        };
+        load_grad(0, grad);
+#pragma unroll 1
+        for (int64_t split = 1; split < p.grad_splits; ++split) {
+          acc_t more[kBlock][kWidth];
+          load_grad(split, more);
+#pragma unroll
+          for (int b = 0; b < kBlock; ++b) {
+#pragma unroll
+            for (int j = 0; j < kWidth; ++j) grad[b][j] += more[b][j];
+          }
+        }
         if (wants_weight && (p.batch > kBlock || tile == first_tile)) {
           __syncthreads();  // the previous routing has been read
           if (tid < kPairs) {
@@ -224,29 +238,6 @@ __global__ void __launch_bounds__(kNThreads)
   }
 }
 
-constexpr int kColumns = 32, kRows = 8;
-
-// grad_routing[i] = sum over splits of partial[split, i], 32 neighbours i per block.
-template <class acc_t>
-__global__ void __launch_bounds__(kColumns* kRows)
-    reduce_splits_kernel(AggregateExpertsBackwardParams p, int64_t n_splits) {
-  DASR_SHARED(sums, acc_t[kRows][kColumns]);
-  const int x = threadIdx.x, y = threadIdx.y;
-  const int64_t n = p.batch * p.experts;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kColumns + x;
-  const acc_t* partial = static_cast<const acc_t*>(p.workspace);
-  acc_t sum = 0;
-  if (i < n) {
-#pragma unroll 4
-    for (int64_t split = y; split < n_splits; split += kRows) sum += partial[split * n + i];
-  }
-  sums[y][x] = sum;
-  __syncthreads();
-  if (y != 0 || i >= n) return;
-  for (int row = 1; row < kRows; ++row) sum += sums[row][x];
-  store_element(p.grad_routing, p.routing_type, i, sum);
-}
-
 template <class acc_t>
 cudaError_t launch_backward(const AggregateExpertsBackwardParams& p, cudaStream_t stream) {
   constexpr int kBlock = sizeof(acc_t) == 4 ? 8 : 4;
@@ -264,8 +255,9 @@ cudaError_t launch_backward(const AggregateExpertsBackwardParams& p, cudaStream_
   }
   const int64_t n_pairs = p.batch * p.experts;
   if (p.grad_routing == nullptr || n_pairs == 0) return cudaSuccess;
-  return launch(&reduce_splits_kernel<acc_t>, divide_up(n_pairs, kColumns), dim3(kColumns, kRows),
-                0, stream, p, n_splits);
+  const DType type = sizeof(acc_t) == 8 ? DType::kFloat64 : DType::kFloat32;
+  return reduce_splits({p.workspace, type, n_splits, n_pairs, p.grad_routing, p.routing_type},
+                       stream);
 }
 
 bool valid(const AggregateExpertsSizes& p) {

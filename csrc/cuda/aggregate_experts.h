@@ -44,10 +44,11 @@ struct AggregateExpertsBackwardParams : AggregateExpertsSizes {
   // inputs
   const void* weight = nullptr;          // [K, N], not read (may be null) when grad_routing is null
   const void* routing = nullptr;         // [B, K], not read (may be null) when grad_weight is null
-  const void* grad = nullptr;            // [B, N]
+  const void* grad = nullptr;            // [splits, B, N], added up over splits, in order
   DType weight_type = DType::kFloat32;   // also of grad_weight; used even if weight is null
   DType routing_type = DType::kFloat32;  // also of grad_routing; used even if routing is null
   DType grad_type = DType::kFloat32;
+  int64_t grad_splits = 1;
   // outputs, every element is written; null: not wanted
   void* grad_weight = nullptr;   // [K, N]
   void* grad_routing = nullptr;  // [B, K]

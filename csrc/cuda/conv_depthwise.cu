@@ -4,7 +4,7 @@
 #include <cstdlib>
 
 #include "conv_depthwise_kernels.h"
-#include "sum_splits.cuh"
+#include "reduce_splits.h"
 
 namespace dasr {
 namespace {
@@ -81,7 +81,18 @@ DepthwiseWeightGeometry divide(const ConvDepthwiseWeightParams& p) {
 
 bool fits_int(int height, int width) { return int64_t{height} * width <= 0x7FFFFFFF / 2; }
 
+// Output channels per group from which on a tile of a matrix product (8 columns) is full.
+constexpr int kMaxMultiplier = 8;
+
 }  // namespace
+
+bool conv_is_depthwise(const ConvShape& s) {
+  // One channel's column of the kernel fits, with the fewest lanes, and positions are ints.
+  return valid(s) && s.group_out() <= kMaxMultiplier &&
+         sizeof(double) * 2 * s.kernel_h <= kDepthwiseShared &&
+         fits_int(std::max(s.in_height, s.out_height) + 16 * s.stride_h,
+                  std::max(s.in_width, s.out_width));
+}
 
 cudaError_t conv_depthwise(const ConvDepthwiseParams& p, cudaStream_t stream) {
   const ConvShape& s = p.shape;
@@ -169,9 +180,8 @@ cudaError_t conv_depthwise_weight(const ConvDepthwiseWeightParams& p, cudaStream
   const cudaError_t error = sum();
   if (error != cudaSuccess || g.splits == 1) return error;
   const int64_t n = s.batch * s.out_channels * s.taps();
-  return p.grad.type == DType::kFloat64
-             ? sum_splits<double>(p.workspace, p.grad_weight, n, g.splits, stream)
-             : sum_splits<float>(p.workspace, p.grad_weight, n, g.splits, stream);
+  const DType type = p.grad.type == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  return reduce_splits({p.workspace, type, g.splits, n, p.grad_weight, type}, stream);
 }
 
 }  // namespace dasr

@@ -7,6 +7,10 @@
 
 namespace dasr {
 
+// Whether these kernels are meant for a shape: one input channel per group, and few output channels
+// for each (with more, a matrix product on tensor cores wins), of a size that they address.
+bool conv_is_depthwise(const ConvShape& shape);
+
 // Sums run in fp32 (fp64 for float64) over input channel's multiplier, columns and rows of the
 // kernel, in this order, and are rounded once.
 struct ConvDepthwiseParams {

@@ -4,7 +4,7 @@
 #include <cstdlib>
 
 #include "conv_epilogue_backward.cuh"
-#include "sum_splits.cuh"
+#include "reduce_splits.h"
 
 namespace dasr {
 namespace {
@@ -191,7 +191,9 @@ cudaError_t launch_all(const Params& p, cudaStream_t stream) {
     if (error != cudaSuccess) return error;
   }
   if (p.grad_bias == nullptr || g.splits == 1) return cudaSuccess;
-  return sum_splits<acc_t>(p.workspace, p.grad_bias, p.batch * p.channels, g.splits, stream);
+  const DType type = sizeof(acc_t) == 8 ? DType::kFloat64 : DType::kFloat32;
+  return reduce_splits({p.workspace, type, g.splits, p.batch * p.channels, p.grad_bias, type},
+                       stream);
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ constexpr int gather_shared_bytes() {
 
 // Block: kGatherRows pixels, in the order of memory, and kCols channels.
 template <class T, class Math, int kCols>
-__global__ void __launch_bounds__(kGatherThreads, kCols == 64 ? 3 : 4)
+__global__ void __launch_bounds__(kGatherThreads, kCols == 8 ? 4 : 3)
     conv_gather_kernel(const ConvGemmParams p, const GemmGeometry g) {
   constexpr int kRows = kGatherRows, kThreads = kGatherThreads;
   constexpr int kVector = 16 / sizeof(T), kChunk = kChunkBytes / sizeof(T);

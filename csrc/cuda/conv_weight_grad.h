@@ -29,15 +29,4 @@ int64_t conv_weight_grad_splits(const ConvShape& shape, DType type, bool allow_t
 
 cudaError_t conv_weight_grad(const ConvWeightGradParams& params, cudaStream_t stream);
 
-// out[i] = sum over splits of partial[split, i], in order.
-struct ReduceSplitsParams {
-  const void* partial = nullptr;         // [splits, numel]
-  DType partial_type = DType::kFloat32;  // or float64
-  int64_t splits = 1, numel = 0;
-  void* out = nullptr;  // [numel]
-  DType out_type = DType::kFloat32;
-};
-
-cudaError_t reduce_splits(const ReduceSplitsParams& params, cudaStream_t stream);
-
 }  // namespace dasr

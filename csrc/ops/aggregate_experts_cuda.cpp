@@ -37,7 +37,7 @@ Tensor aggregate_experts_cuda(const Tensor& weight_, const Tensor& routing_weigh
   return out;
 }
 
-void aggregate_experts_gradients_cuda(const Tensor& grad, const Tensor& weight,
+void aggregate_experts_gradients_cuda(const Tensor& grad, int64_t splits, const Tensor& weight,
                                       const Tensor& routing, void* grad_weight,
                                       void* grad_routing) {
   AggregateExpertsBackwardParams params;
@@ -48,6 +48,7 @@ void aggregate_experts_gradients_cuda(const Tensor& grad, const Tensor& weight,
   params.weight_type = dtype_of(weight);
   params.routing_type = dtype_of(routing);
   params.grad_type = dtype_of(grad);
+  params.grad_splits = splits;
   params.grad_weight = grad_weight;
   params.grad_routing = grad_routing;
   const auto workspace_size =
@@ -71,7 +72,7 @@ std::tuple<Tensor, Tensor> aggregate_experts_backward_cuda(const Tensor& grad_ou
   };
   const Tensor grad_weight = allocate(output_mask[0], weight);
   const Tensor grad_routing = allocate(output_mask[1], routing);
-  aggregate_experts_gradients_cuda(grad, weight, routing,
+  aggregate_experts_gradients_cuda(grad, 1, weight, routing,
                                    output_mask[0] ? grad_weight.mutable_data_ptr() : nullptr,
                                    output_mask[1] ? grad_routing.mutable_data_ptr() : nullptr);
   return {grad_weight, grad_routing};

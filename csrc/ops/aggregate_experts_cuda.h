@@ -14,8 +14,9 @@ std::tuple<Tensor, Tensor> aggregate_experts_backward_cuda(const Tensor& grad_ou
                                                            const Tensor& routing_weights,
                                                            std::vector<bool> output_mask);
 
-// Fills the gradients that are not null; all tensors are contiguous, their device is current.
-void aggregate_experts_gradients_cuda(const Tensor& grad, const Tensor& weight,
+// Fills the gradients that are not null; all tensors are contiguous, their device is current. grad
+// is [B, ...], or [splits, B, ...] to be added up over splits.
+void aggregate_experts_gradients_cuda(const Tensor& grad, int64_t splits, const Tensor& weight,
                                       const Tensor& routing, void* grad_weight, void* grad_routing);
 
 }  // namespace dasr

@@ -100,7 +100,7 @@ std::tuple<std::vector<Tensor>, Tensor> aggregate_experts_stack_backward_cuda(
     char* part = want_routing ? static_cast<char*>(parts.mutable_data_ptr()) +
                                     static_cast<int64_t>(i) * part_bytes
                               : nullptr;
-    aggregate_experts_gradients_cuda(torch::stable::contiguous(grad_output[i]), experts, routing,
+    aggregate_experts_gradients_cuda(torch::stable::contiguous(grad_output[i]), 1, experts, routing,
                                      want_weight ? grad_weight.back().mutable_data_ptr() : nullptr,
                                      part);
   }

@@ -125,6 +125,66 @@ SumGradients undo_epilogue(const Tensor& grad_output, const Tensor& input, const
   return result;
 }
 
+// The stable ABI has no addition.
+Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1); }
+
+// [B, O, I/g, kh, kw] in the kernels' type.
+Tensor per_sample_gradient(const Tensor& grad, const Tensor& input, const Kernels& kernels,
+                           const ConvShape& shape, const Switches& switches) {
+  const ScalarType type = kernels.weight.scalar_type();
+  const Tensor result = empty_like_device(input, size_vector(kernels.weight), type);
+  const int64_t sample_bytes = int64_t{shape.out_channels} * shape.group_in() * shape.taps() *
+                               static_cast<int64_t>(size_of(dtype_of(type)));
+  const int64_t at_once = weight_gradient_samples(shape, compute_type(input));
+  for (int64_t first = 0; first < shape.batch; first += at_once) {
+    const int64_t count = std::min(at_once, shape.batch - first);
+    const WeightGradients parts =
+        weight_gradients(grad, input, kernels.weight, shape, first, count, switches.allow_tf32);
+    if (parts.size(0) == 1 && count == shape.batch && parts.scalar_type() == type) {
+      return torch::stable::view(parts, size_vector(kernels.weight));
+    }
+    sum_splits(parts, static_cast<char*>(result.mutable_data_ptr()) + first * sample_bytes, type);
+  }
+  return result;
+}
+
+struct ExpertGradients {
+  std::optional<Tensor> weight;   // [K, O, I/g, kh, kw]
+  std::optional<Tensor> routing;  // [B, K], in routing's type
+};
+
+// routing: dense, in the type that sums over experts are formed in.
+ExpertGradients expert_gradients(const Tensor& grad, const Tensor& input, const Tensor& experts,
+                                 Tensor routing, const ConvShape& shape, const Wanted& wanted,
+                                 const Switches& switches) {
+  const int64_t at_once = weight_gradient_samples(shape, compute_type(input));
+  // What is added up in several steps is rounded after the last.
+  const bool in_turns = at_once < shape.batch;
+  const Tensor weight =
+      contiguous(experts, in_turns ? accumulate_type({experts.scalar_type(), routing.scalar_type()})
+                                   : experts.scalar_type());
+  ExpertGradients result;
+  if (wanted.routing) {
+    result.routing = empty_like_device(routing, size_vector(routing), routing.scalar_type());
+  }
+  const int64_t row_bytes =
+      routing.size(1) * static_cast<int64_t>(size_of(dtype_of(routing.scalar_type())));
+  for (int64_t first = 0; first < shape.batch; first += at_once) {
+    const int64_t count = std::min(at_once, shape.batch - first);
+    const WeightGradients parts =
+        weight_gradients(grad, input, experts, shape, first, count, switches.allow_tf32);
+    std::optional<Tensor> sum;
+    if (wanted.weight) sum = empty_like_device(weight, size_vector(weight), weight.scalar_type());
+    aggregate_experts_gradients_cuda(
+        parts, parts.size(0), weight, torch::stable::narrow(routing, 0, first, count),
+        sum ? sum->mutable_data_ptr() : nullptr,
+        wanted.routing ? static_cast<char*>(result.routing->mutable_data_ptr()) + first * row_bytes
+                       : nullptr);
+    if (sum) result.weight = result.weight ? add(*result.weight, *sum) : *sum;
+  }
+  return result;
+}
+
 Gradients backward(const Tensor& grad_output_, const Tensor& input, const Kernels& kernels,
                    const Saved& saved, const ConvOptions& options, const Wanted& wanted,
                    const Switches& switches) {
@@ -141,25 +201,21 @@ Gradients backward(const Tensor& grad_output_, const Tensor& input, const Kernel
         empty_like_device(input, size_vector(input), input.scalar_type(), is_channels_last(input));
     convolve(sums.grad, kernels, shape, true, {}, switches.allow_tf32, *grads.input);
   }
-  std::optional<Tensor> kernel;
-  if (wants_kernel) {
-    kernel = weight_gradient(sums.grad, input, kernels.weight, shape, 0, shape.batch,
-                             switches.allow_tf32);
-  }
   if (!kernels.routing) {
-    grads.weight = kernel;
+    if (wants_kernel)
+      grads.weight = per_sample_gradient(sums.grad, input, kernels, shape, switches);
     if (wants_bias) grads.bias = sums.bias;
     return grads;
   }
   // Both parts of the routing gradient are rounded once, after they are added.
-  const Tensor routing = cast(
+  const Tensor routing = contiguous(
       *kernels.routing, accumulate_type({kernels.routing->scalar_type(), compute_type(input)}));
   std::optional<Tensor> from_kernel, from_bias;
   if (wants_kernel) {
-    const auto [w, a] = aggregate_experts_backward_cuda(*kernel, kernels.weight, routing,
-                                                        {wanted.weight, wanted.routing});
-    if (wanted.weight) grads.weight = w;
-    if (wanted.routing) from_kernel = a;
+    const ExpertGradients experts =
+        expert_gradients(sums.grad, input, kernels.weight, routing, shape, wanted, switches);
+    grads.weight = experts.weight;
+    from_kernel = experts.routing;
   }
   if (wants_bias) {
     const auto [b, a] = aggregate_experts_backward_cuda(*sums.bias, *kernels.bias, routing,
@@ -167,11 +223,7 @@ Gradients backward(const Tensor& grad_output_, const Tensor& input, const Kernel
     if (wanted.bias) grads.bias = b;
     if (wanted.routing) from_bias = a;
   }
-  if (wanted.routing) {
-    // The stable ABI has no addition.
-    grads.routing =
-        from_bias ? torch::stable::subtract(*from_kernel, *from_bias, -1) : *from_kernel;
-  }
+  if (wanted.routing) grads.routing = from_bias ? add(*from_kernel, *from_bias) : *from_kernel;
   return grads;
 }
 

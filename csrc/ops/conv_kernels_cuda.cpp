@@ -1,15 +1,18 @@
 #include "ops/conv_kernels_cuda.h"
 
+#include "cuda/conv_depthwise.h"
 #include "cuda/conv_gemm.h"
 #include "cuda/conv_weight_grad.h"
 #include "cuda/pack_experts.h"
+#include "cuda/reduce_splits.h"
 #include "ops/aggregate_experts_cuda.h"
 #include "ops/cuda_tensors.h"
 
 namespace dasr {
 namespace {
 
-// Samples are taken in turns where their aggregated kernels would need more than this.
+// Samples are taken in turns where their aggregated kernels, or the gradients of these, would need
+// more than this.
 constexpr int64_t kMaxKernelBytes = int64_t{256} << 20;
 
 Tensor rows(Tensor tensor, int64_t first, int64_t count) {
@@ -150,9 +153,26 @@ ConvShape conv_shape(const Tensor& input, const Tensor& weight, const ConvOption
   return s;
 }
 
-// Forward with its epilogue, or the gradient of the input, by tensor cores.
 void convolve(const Tensor& source, const Kernels& kernels, const ConvShape& shape, bool transposed,
               const ConvEpilogue& epilogue, bool allow_tf32, const Tensor& out) {
+  if (conv_is_depthwise(shape)) {
+    // Multiplied in the type of sums, so the mixed kernel need not be rounded to the operands'.
+    const ScalarType given = kernels.weight.scalar_type();
+    const bool as_given = !kernels.routing && given == source.scalar_type();
+    const Aggregated aggregated =
+        dense_kernels(kernels, as_given ? given : compute_type(source), 0, shape.batch);
+    ConvDepthwiseParams params;
+    params.shape = shape;
+    params.transposed = transposed;
+    params.source = conv_tensor(source);
+    params.weight = aggregated.kernels.data;
+    params.weight_type = aggregated.kernels.type;
+    params.epilogue = epilogue;
+    params.out = out.mutable_data_ptr();
+    for (int d = 0; d < 4; ++d) params.out_stride[d] = out.stride(d);
+    check(conv_depthwise(params, current_stream(source)));
+    return;
+  }
   const int64_t at_once = samples_at_once(shape, source.scalar_type());
   for (int64_t first = 0; first < shape.batch; first += at_once) {
     const int64_t count = std::min(at_once, shape.batch - first);
@@ -174,40 +194,57 @@ void convolve(const Tensor& source, const Kernels& kernels, const ConvShape& sha
   }
 }
 
-Tensor weight_gradient(const Tensor& grad, const Tensor& input, const Tensor& weight,
-                       const ConvShape& shape, int64_t first, int64_t count, bool allow_tf32) {
+int64_t weight_gradient_samples(const ConvShape& shape, ScalarType type) {
+  const int64_t bytes = int64_t{shape.out_channels} * shape.group_in() * shape.taps() *
+                        (type == ScalarType::Double ? 8 : 4);
+  return std::max<int64_t>(kMaxKernelBytes / std::max<int64_t>(bytes, 1), 1);
+}
+
+WeightGradients weight_gradients(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                 const ConvShape& shape_, int64_t first, int64_t count,
+                                 bool allow_tf32) {
+  ConvShape shape = shape_;
+  shape.batch = count;
+  std::vector<int64_t> size = size_vector(weight);
+  size[0] = count;
+  size.insert(size.begin(), 1);
+  if (conv_is_depthwise(shape)) {
+    ConvDepthwiseWeightParams params;
+    params.shape = shape;
+    params.grad = conv_tensor(rows(grad, first, count));
+    params.input = conv_tensor(rows(input, first, count));
+    const Tensor result = empty_like_device(input, size, compute_type(input));
+    params.grad_weight = result.mutable_data_ptr();
+    const Tensor workspace = empty_like_device(
+        input, {static_cast<int64_t>(conv_depthwise_weight_workspace_size(params))},
+        ScalarType::Byte);
+    if (workspace.numel() > 0) params.workspace = workspace.mutable_data_ptr();
+    check(conv_depthwise_weight(params, current_stream(input)));
+    return result;
+  }
   ConvWeightGradParams params;
   params.shape = shape;
-  params.shape.batch = count;
   params.first_sample = first;
   params.allow_tf32 = allow_tf32;
   params.grad = conv_tensor(grad);
   params.input = conv_tensor(input);
-  params.splits = conv_weight_grad_splits(params.shape, params.input.type, allow_tf32);
-  std::vector<int64_t> size = size_vector(weight);
-  size[0] = count;
-  size.insert(size.begin(), params.splits);
-  const Tensor partial = empty_like_device(input, size, compute_type(input));
-  params.partial = partial.mutable_data_ptr();
+  params.splits = conv_weight_grad_splits(shape, params.input.type, allow_tf32);
+  size[0] = params.splits;
+  const Tensor result = empty_like_device(input, size, compute_type(input));
+  params.partial = result.mutable_data_ptr();
   check(conv_weight_grad(params, current_stream(input)));
-  return sum_splits(partial, compute_type(input));
+  return result;
 }
 
-Tensor sum_splits(const Tensor& partial, ScalarType type) {
-  std::vector<int64_t> size = size_vector(partial);
-  const int64_t splits = size.front();
-  size.erase(size.begin());
-  if (splits == 1 && partial.scalar_type() == type) return torch::stable::view(partial, size);
-  const Tensor out = empty_like_device(partial, size, type);
+void sum_splits(const WeightGradients& gradients, void* out, ScalarType type) {
   ReduceSplitsParams params;
-  params.partial = partial.const_data_ptr();
-  params.partial_type = dtype_of(partial);
-  params.splits = splits;
-  params.numel = out.numel();
-  params.out = out.mutable_data_ptr();
-  params.out_type = dtype_of(out);
-  check(reduce_splits(params, current_stream(partial)));
-  return out;
+  params.partial = gradients.const_data_ptr();
+  params.partial_type = dtype_of(gradients);
+  params.splits = gradients.size(0);
+  params.numel = gradients.numel() / params.splits;
+  params.out = out;
+  params.out_type = dtype_of(type);
+  check(reduce_splits(params, current_stream(gradients)));
 }
 
 }  // namespace dasr

@@ -14,12 +14,19 @@ ConvShape conv_shape(const Tensor& input, const Tensor& weight, const ConvOption
 void convolve(const Tensor& source, const Kernels& kernels, const ConvShape& shape, bool transposed,
               const ConvEpilogue& epilogue, bool allow_tf32, const Tensor& out);
 
-// [n, O, I/g, kh, kw], of samples [first, first + n), in the type that sums are formed in; `grad`
-// is the gradient of the sums.
-Tensor weight_gradient(const Tensor& grad, const Tensor& input, const Tensor& weight,
-                       const ConvShape& shape, int64_t first, int64_t count, bool allow_tf32);
+// Gradients of the kernels of some samples, to be added up over the first dimension:
+// [splits, n, O, I/g, kh, kw], dense, in the type that sums are formed in.
+using WeightGradients = Tensor;
 
-// The sum over the first dimension of a dense tensor in float32 or float64.
-Tensor sum_splits(const Tensor& partial, ScalarType type);
+// Of samples [first, first + count); `grad` is the gradient of the sums.
+WeightGradients weight_gradients(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                 const ConvShape& shape, int64_t first, int64_t count,
+                                 bool allow_tf32);
+
+// How many samples are to be taken at once so that their gradients stay small.
+int64_t weight_gradient_samples(const ConvShape& shape, ScalarType type);
+
+// Writes the sums over splits to out, [n, O, I/g, kh, kw] in any floating-point type.
+void sum_splits(const WeightGradients& gradients, void* out, ScalarType type);
 
 }  // namespace dasr

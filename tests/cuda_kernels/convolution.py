@@ -172,12 +172,16 @@ def _emulated(names: Sequence[str], slope: float | None) -> Callable[[Tensors], 
 
 
 def _kernel(
-    launcher: str, shapes: Sequence[Any], names: Sequence[str], slope: float | None = None
+    launcher: str,
+    shapes: Sequence[Any],
+    names: Sequence[str],
+    slope: float | None = None,
+    large: Sequence[Any] = (),
 ) -> Kernel:
     cases = _cases(shapes)
     return Kernel(
         launcher=launcher,
-        cases=cases + [(*_LARGE, _BF16, False, last) for last in (0, 1)],
+        cases=cases + [(*shape, _BF16, False, last) for shape in large for last in (0, 1)],
         small=[*cases[:10], *cases[-10:]],
         inputs=_inputs,
         device=_on_device(names, slope),
@@ -191,6 +195,8 @@ CONVOLUTION = [
     _kernel("conv_weight_grad", _GEMM, ("grad_weight",)),
     # What adds up the splits of large images.
     _kernel("reduce_splits", [_LARGE_IMAGE], ("grad_weight",)),
-    _kernel("conv_gemm", _GEMM, ("out", "grad_input")),
+    _kernel("conv_gemm", _GEMM, ("out", "grad_input"), large=[_LARGE]),
+    _kernel("conv_depthwise", _DEPTHWISE, ("out", "grad_input")),
+    _kernel("conv_depthwise_weight", _DEPTHWISE, ("grad_weight",)),
     _kernel("conv_epilogue_backward", _GEMM[2:6], ("grad_input", "grad_bias"), slope=0.2),
 ]
