@@ -13,6 +13,8 @@ from .cuda_kernels import KERNELS
 from .cuda_kernels.kernel import Case, Kernel, Tensors, errors
 from .emulation import build
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CASES = [
     pytest.param(kernel, case, id=f"{kernel.launcher}-{i}")
     for kernel in KERNELS

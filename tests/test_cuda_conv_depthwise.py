@@ -25,18 +25,11 @@ from .emulation.checks import (
 from .emulation.conv_depthwise_calls import conv_depthwise, conv_depthwise_weight
 from .emulation.conv_gemm_calls import conv_reference, torch_memory
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
 DTYPES = [F32, F16, BF16, F64]
 VARIANT = os.environ.get("DASR_EMULATION_VARIANT", "plain")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Many small references: on a busy machine threads spend their time waiting for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def check_forward(

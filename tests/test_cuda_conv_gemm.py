@@ -15,6 +15,8 @@ from .emulation import calls
 from .emulation.checks import bound_of_sum, check_guards, compare, guarded, random, rounded
 from .emulation.conv_gemm_calls import conv_gemm, conv_reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
 
 

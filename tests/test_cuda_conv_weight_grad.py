@@ -16,6 +16,8 @@ from .emulation.checks import bound_of_sum, check_guards, compare, guarded, rand
 from .emulation.conv_gemm_calls import conv_reference, torch_memory
 from .emulation.conv_weight_grad_calls import conv_weight_grad, reduce_splits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
 TYPES = {"bf16": (BF16, False), "fp16": (F16, False), "tf32": (F32, True), "fp32": (F32, False)}
 TYPES["fp64"] = (F64, False)
@@ -91,15 +93,6 @@ SHAPES = {
     "much padding": ((1, 12, 5, 6), (12, 12, 3, 3), dict(padding=(4, 5, 6, 4))),
     "many splits": ((1, 16, 40, 50), (16, 16, 3, 3), same(3)),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Many small references: on a busy machine threads spend their time waiting for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("format", ["nchw", "nhwc"])
