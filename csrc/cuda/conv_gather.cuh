@@ -165,6 +165,7 @@ __global__ void __launch_bounds__(kGatherThreads, kCols == 8 ? 4 : 3)
   for (int i = 0; i < Tile::kRowsPerLane; ++i) {
     offset[i] = (warp * (kRows / (kThreads / 32)) + Tile::row(lane, i)) * kPitch;
   }
+  wait_for_previous();  // for the kernels
 #pragma unroll
   for (int step = 0; step < kGatherStages - 1; ++step) fetch_step(step);
 #pragma unroll 1

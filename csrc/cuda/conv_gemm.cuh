@@ -140,8 +140,10 @@ cudaError_t launch_samples(Kernel kernel, const ConvGemmParams& p, GemmGeometry 
   for (int64_t b = 0; b < p.shape.batch; b += at_once) {
     const int64_t n = p.shape.batch - b < at_once ? p.shape.batch - b : at_once;
     g.launch_sample = b;
-    const cudaError_t error = launch(kernel, dim3(static_cast<unsigned>(n * per_sample)), threads,
-                                     shared_bytes, stream, p, g);
+    const dim3 grid(static_cast<unsigned>(n * per_sample));
+    const cudaError_t error =
+        p.chained && b == 0 ? launch_dependent(kernel, grid, threads, shared_bytes, stream, p, g)
+                            : launch(kernel, grid, threads, shared_bytes, stream, p, g);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

@@ -36,6 +36,9 @@ struct ConvGemmParams {
   // shape.batch samples are computed, from this one of the tensors on.
   int64_t first_sample = 0;
   int multiprocessors = 132;  // to choose tiles by
+  // The kernels come from the pack_experts just before on the stream, and nothing else that is read
+  // does: start while it runs. sm_90 and up.
+  bool chained = false;
 };
 
 // Whether the kernels are wanted dense. Few channels per group would be padded to 64 bytes.

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kHaloThreads)
     if (step < n_steps) {
       fetch_kernel_rows<T, kCols, kThreads>(p.kernels, g, block, n0, next_tap, next_chunk * kChunk,
                                             memory + step % kHaloStages * (kCols * kPitch));
-      if (next_tap == 0) fetch_halo(next_chunk);
+      if (next_tap == 0 && next_chunk > 0) fetch_halo(next_chunk);
       if (++next_tap == n_taps) {
         next_tap = 0;
         ++next_chunk;
@@ -71,6 +71,8 @@ __global__ void __launch_bounds__(kHaloThreads)
     const int row = warp * kWarpRows + Tile::row(lane, i);
     offset[i] = (row / kHaloWidth * halo_w + row % kHaloWidth) * kPitch;
   }
+  fetch_halo(0);
+  wait_for_previous();  // for the kernels
 #pragma unroll 1
   for (int step = 0; step < kHaloStages - 1; ++step) fetch_step(step);
   int ty = 0, tx = 0, chunk = 0;

@@ -71,20 +71,58 @@ __device__ __forceinline__ void store_pack(T* address, const Pack<T, kN>& pack) 
 #endif
 }
 
-// Starts kernel(arguments...) and returns the error of the launch itself.
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
-                   [[maybe_unused]] cudaStream_t stream, Arguments&&... arguments) {
+cudaError_t launch_with([[maybe_unused]] bool dependent, void (*kernel)(Parameters...), dim3 grid,
+                        dim3 block, size_t shared_bytes, [[maybe_unused]] cudaStream_t stream,
+                        Arguments&&... arguments) {
 #ifdef DASR_EMULATION
   return emulation::launch(kernel, grid, block, shared_bytes,
                            std::forward<Arguments>(arguments)...);
 #else
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
+  if (dependent) {
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+  }
   return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+#endif
+}
+
+// Starts kernel(arguments...) and returns the error of the launch itself.
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                   cudaStream_t stream, Arguments&&... arguments) {
+  return launch_with(false, kernel, grid, block, shared_bytes, stream,
+                     std::forward<Arguments>(arguments)...);
+}
+
+// The same for a kernel that may start while the one before it on the stream still runs, if that
+// calls allow_dependents: before wait_for_previous it reads nothing of what that kernel writes, and
+// writes nothing that it reads. (Programmatic dependent launch: sm_90 and up.)
+template <class... Parameters, class... Arguments>
+cudaError_t launch_dependent(void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                             size_t shared_bytes, cudaStream_t stream, Arguments&&... arguments) {
+  return launch_with(true, kernel, grid, block, shared_bytes, stream,
+                     std::forward<Arguments>(arguments)...);
+}
+
+__device__ __forceinline__ void allow_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Until the previous kernel has ended and what it wrote can be read; at once if it has.
+__device__ __forceinline__ void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 

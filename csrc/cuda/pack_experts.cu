@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "convert.cuh"
-#include "ptx.cuh"
 
 namespace dasr {
 namespace {
@@ -47,7 +46,7 @@ struct PackLaunch {
   const void* routing = nullptr;
   int64_t batch = 0, experts = 0;
   DType routing_type = DType::kFloat32, out_type = DType::kFloat32;
-  bool transposed = false, round_tf32 = false;
+  bool transposed = false;
 };
 static_assert(sizeof(PackLaunch) <= 4096, "parameters of a kernel");
 
@@ -149,15 +148,6 @@ struct Neighbours {
   }
 };
 
-template <class T, class acc_t>
-__device__ __forceinline__ T narrow(acc_t value, [[maybe_unused]] bool round_tf32) {
-  const T result = Narrow<T>::from(value);
-  if constexpr (std::is_same_v<T, float>) {
-    if (round_tf32) return __uint_as_float(to_tf32(result));
-  }
-  return result;
-}
-
 // Fills shared memory with the tile of each sample, [sample][row][column][tap], in the output's
 // type.
 template <class acc_t>
@@ -220,7 +210,7 @@ __device__ __forceinline__ void mix_tile(const PackLaunch& p, const TiledLayer& 
         T* const to = reinterpret_cast<T*>(memory) + b * kTileElements;
 #pragma unroll
         for (int j = 0; j < kWidth; ++j) {
-          if (j < own.count) to[own.place[j]] = narrow<T>(acc[b][j], p.round_tf32);
+          if (j < own.count) to[own.place[j]] = Narrow<T>::from(acc[b][j]);
         }
       }
     });
@@ -267,6 +257,7 @@ __global__ void __launch_bounds__(kNThreads, 2)
     pack_experts_kernel(const __grid_constant__ PackLaunch p) {
   DASR_SHARED(routing, acc_t[kExpertChunk][kMaxSamples]);
   DASR_SHARED(memory, TileMemory);
+  allow_dependents();
   for (int64_t index = blockIdx.x; index < p.n_tiles; index += gridDim.x) {
     int l = 0;
     while (l + 1 < p.n_layers && p.layers[l + 1].first_tile <= index) ++l;
@@ -340,7 +331,6 @@ cudaError_t pack_experts(const PackExpertsParams& p, cudaStream_t stream) {
   common.batch = p.batch;
   common.experts = p.experts;
   common.transposed = p.transposed;
-  common.round_tf32 = p.round_tf32;
   const int64_t at_a_time = sizeof(TileMemory) / (kTileElements * size_of(p.out_type));
   common.n_groups = divide_up(p.batch, at_a_time);
   common.samples_per_group = static_cast<int>(divide_up(p.batch, common.n_groups));

@@ -46,7 +46,6 @@ struct PackExpertsParams {
   int64_t experts = 0;  // K >= 1, without routing of no account
   DType out_type = DType::kFloat32;
   bool transposed = false;
-  bool round_tf32 = false;  // float32 results are rounded on to tf32, ties away from zero
 };
 
 // One launch for each 32 layers (and one more where layers differ in whether they sum in fp64).

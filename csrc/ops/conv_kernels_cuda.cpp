@@ -1,5 +1,8 @@
 #include "ops/conv_kernels_cuda.h"
 
+#include <cstdlib>
+#include <string_view>
+
 #include "cuda/conv_depthwise.h"
 #include "cuda/conv_gemm.h"
 #include "cuda/conv_weight_grad.h"
@@ -23,6 +26,7 @@ Tensor rows(Tensor tensor, int64_t first, int64_t count) {
 struct Aggregated {
   Tensor memory;
   PackedKernels kernels;
+  bool just_packed = false;  // by the latest launch on the stream
 };
 
 PackedKernels packed_kernels(const Tensor& memory, int64_t batch_stride, int64_t tap_stride,
@@ -112,7 +116,14 @@ Aggregated aggregated_kernels(const Kernels& kernels, const ConvShape& shape, Sc
   params.out_type = dtype_of(type);
   params.transposed = transposed;
   check(pack_experts(params, current_stream(w)));
-  return {memory, packed_kernels(memory, layer.batch_stride, layer.tap_stride, row_stride)};
+  return {memory, packed_kernels(memory, layer.batch_stride, layer.tap_stride, row_stride), true};
+}
+
+// Whether a convolution starts while its kernels are still being packed. No report of a device has
+// shown it right and faster yet: DASR_OPS_CUDA_CHAIN=1 tries it.
+bool chains_launches(const Tensor& tensor) {
+  const char* const wanted = std::getenv("DASR_OPS_CUDA_CHAIN");
+  return wanted != nullptr && std::string_view(wanted) == "1" && compute_capability(tensor) >= 90;
 }
 
 int64_t samples_at_once(const ConvShape& shape, ScalarType type) {
@@ -190,6 +201,7 @@ void convolve(const Tensor& source, const Kernels& kernels, const ConvShape& sha
     params.out = out.mutable_data_ptr();
     for (int d = 0; d < 4; ++d) params.out_stride[d] = out.stride(d);
     params.multiprocessors = multiprocessors(source);
+    params.chained = aggregated.just_packed && chains_launches(source);
     check(conv_gemm(params, current_stream(source)));
   }
 }

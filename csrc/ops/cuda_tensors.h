@@ -31,6 +31,7 @@ struct DeviceGuard {
 };
 inline cudaStream_t current_stream(const Tensor&) { return nullptr; }
 inline int multiprocessors(const Tensor&) { return 132; }
+inline int compute_capability(const Tensor&) { return 90; }
 
 #else
 
@@ -49,11 +50,18 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
+inline int attribute(const Tensor& tensor, cudaDeviceAttr which, int otherwise) {
+  int value = 0;
+  const cudaError_t error = cudaDeviceGetAttribute(&value, which, tensor.get_device_index());
+  return error == cudaSuccess ? value : otherwise;
+}
 inline int multiprocessors(const Tensor& tensor) {
-  int count = 0;
-  const cudaError_t error =
-      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, tensor.get_device_index());
-  return error == cudaSuccess ? count : 132;
+  return attribute(tensor, cudaDevAttrMultiProcessorCount, 132);
+}
+// 90 for 9.0
+inline int compute_capability(const Tensor& tensor) {
+  return 10 * attribute(tensor, cudaDevAttrComputeCapabilityMajor, 0) +
+         attribute(tensor, cudaDevAttrComputeCapabilityMinor, 0);
 }
 
 #endif

@@ -26,7 +26,6 @@ void bind(py::module_& m) {
   pack.def_readwrite("experts", &PackExpertsParams::experts);
   pack.def_readwrite("out_type", &PackExpertsParams::out_type);
   pack.def_readwrite("transposed", &PackExpertsParams::transposed);
-  pack.def_readwrite("round_tf32", &PackExpertsParams::round_tf32);
 
   m.def("pack_experts", [](PackExpertsParams p, const std::vector<PackExpertsLayer>& layers) {
     p.layers = layers.data();

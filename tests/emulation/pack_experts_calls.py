@@ -29,14 +29,13 @@ def pack_experts(
     batch: int,
     out_type: torch.dtype,
     transposed: bool = False,
-    round_tf32: bool = False,
     m: ModuleType | None = None,
 ) -> None:
     """Fills the results of all layers."""
     m = m or module()
     p = m.PackExpertsParams()
     p.batch, p.out_type = batch, dtype(m, out_type)
-    p.transposed, p.round_tf32 = transposed, round_tf32
+    p.transposed = transposed
     if routing is not None:
         assert routing.is_contiguous()
         p.routing, p.routing_type = routing.data_ptr(), dtype(m, routing.dtype)
