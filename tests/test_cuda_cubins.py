@@ -1,8 +1,14 @@
-"""nvcc accepts every kernel without a warning, and ptxas fits them into registers."""
+"""nvcc accepts every kernel without a warning, ptxas keeps it within its budget of registers, and
+the machine code holds the instructions that it was written for."""
+
+from __future__ import annotations
 
 import re
 import shutil
 import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -13,10 +19,40 @@ if shutil.which("nvcc") is None:
 
 SOURCES = sorted((build.CSRC / "cuda").glob("*.cu"))
 # They choose among kernels that other files compile.
-HOST_ONLY = ("conv_gemm", "conv_weight_grad")
+HOST_ONLY = ("conv_depthwise", "conv_gemm", "conv_weight_grad")
+REGISTERS = 65536  # of a multiprocessor
+
+# Kernels by a pattern of their names: threads, and blocks that are to fit a multiprocessor by their
+# registers (csrc/README.md counts on them).
+BUDGETS = {
+    r"conv_halo_kernel<.*, 256, 64>": (128, 2),
+    r"conv_halo_kernel<.*, 128, 64>": (128, 3),
+    r"conv_halo_kernel<.*, 256, 8>": (128, 5),
+    r"conv_gather_kernel<(__half|__nv_bfloat16|float), .*, (64|32)>": (128, 3),
+    r"conv_gather_kernel<double, .*, 32>": (128, 2),
+    r"conv_gather_kernel<.*, 8>": (128, 4),
+    r"weight_grad_halo_kernel<": (128, 2),
+    r"weight_grad_gather_kernel<": (128, 3),
+    r"pack_experts_kernel<": (256, 2),
+    r"conv_depthwise_kernel<.*, 3>": (256, 3),
+    r"conv_depthwise_kernel<.*, (5|7)>": (256, 2),
+    r"conv_depthwise_kernel<.*, 0>": (256, 3),
+    r"conv_depthwise_weight_kernel<.*, (0|3|5)>": (256, 2),
+    r"conv_depthwise_weight_kernel<.*, 7>": (256, 1),
+    r"conv_epilogue_backward": (256, 2),
+    r"aggregate_experts_kernel<": (128, 3),
+    r"aggregate_experts_backward_kernel<": (128, 2),
+    r"reduce_(few_)?splits_kernel<": (256, 8),
+}
+# Of the kernels on tensor cores, by their operand type.
+INSTRUCTIONS = {
+    "fp16": ("HMMA.16816.F32", "LDSM", "LDGSTS"),
+    "bf16": ("HMMA.16816.F32.BF16", "LDSM", "LDGSTS"),
+    "tf32": ("HMMA.1688.F32.TF32", "LDGSTS"),
+}
 
 
-def nvcc(source, arch, output, *flags):
+def nvcc(source: Path, arch: str, output: Path, *flags: str) -> str:
     command = ["nvcc", "-std=c++17", "-O3", f"-arch={arch}", "-Werror", "all-warnings", *flags]
     command += [str(source), "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -24,31 +60,82 @@ def nvcc(source, arch, output, *flags):
     return done.stdout + done.stderr
 
 
-def check_resources(source, arch, output):
-    if source.match(build.NOT_EMULATED) and arch != "sm_90a":
-        pytest.skip("for Hopper only")
-    log = nvcc(source, arch, output, "-cubin", "-Xptxas", "-v")
-    kernels = re.findall(r"Compiling entry function '(\w+)'", log)
+def disassembler() -> str | None:
+    """nvdisasm: of the toolkit, or of its own wheel."""
+    found = shutil.which("nvdisasm")
+    if found is None:
+        wheels = Path(sys.prefix).glob("lib/python3*/site-packages/nvidia/**/nvdisasm")
+        found = next((str(path) for path in sorted(wheels)), None)
+    return found
+
+
+def demangle(text: str) -> str:
+    done = subprocess.run(["c++filt"], input=text, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def check_resources(log: str, source: Path) -> None:
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", log)
+    kernels = re.findall(
+        r"entry function '(.*?)' for 'sm.*?Used (\d+) registers", demangle(log), re.DOTALL
+    )
     assert (len(kernels) == 0) == (source.stem in HOST_ONLY)
     assert len(spills) >= len(kernels)
     assert all(numbers == ("0", "0", "0") for numbers in spills), log
+    for name, registers in kernels:
+        budgets = [value for pattern, value in BUDGETS.items() if re.search(pattern, name)]
+        assert len(budgets) == 1, f"{name}: {budgets}"
+        threads, blocks = budgets[0]
+        per_block = -(-int(registers) // 8) * 8 * threads
+        assert per_block * blocks <= REGISTERS, f"{name}: {registers} registers"
+
+
+def instructions(cubin: Path) -> dict[str, Counter[str]]:
+    """How often each instruction occurs in each kernel."""
+    command = [disassembler(), "-c", str(cubin)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found: dict[str, Counter[str]] = {}
+    for part in re.split(r"(?m)^\s*\.section\s+\.text\.", text)[1:]:
+        name, _, code = part.partition(",")
+        found[demangle(name).strip()] = Counter(
+            re.findall(r"(?m)^\s*(?:/\*\w+\*/)?\s*(?:@!?U?P\d\s+)?([A-Z][A-Z0-9_.]+)", code)
+        )
+    return found
+
+
+def check_instructions(source: Path, cubin: Path) -> None:
+    wanted = INSTRUCTIONS.get(source.stem.rpartition("_")[2], ())
+    if not wanted or "depthwise" in source.stem or disassembler() is None:
+        return
+    kernels = instructions(cubin)
+    assert kernels
+    for name, counts in kernels.items():
+        for start in wanted:
+            assert any(i.startswith(start) for i in counts), f"{name}: no {start}"
+
+
+def check(source: Path, arch: str, folder: Path) -> None:
+    if source.match(build.NOT_EMULATED) and arch != "sm_90a":
+        pytest.skip("for Hopper only")
+    cubin = folder / "x.cubin"
+    check_resources(nvcc(source, arch, cubin, "-cubin", "-Xptxas", "-v"), source)
+    check_instructions(source, cubin)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
-def test_no_spills(source, arch, tmp_path):
-    check_resources(source, arch, tmp_path / "x.cubin")
+def test_budgets(source: Path, arch: str, tmp_path: Path) -> None:
+    check(source, arch, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_86", "sm_89", "sm_100", "sm_120"])
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
-def test_no_spills_elsewhere(source, arch, tmp_path):
-    check_resources(source, arch, tmp_path / "x.cubin")
+def test_budgets_elsewhere(source: Path, arch: str, tmp_path: Path) -> None:
+    check(source, arch, tmp_path)
 
 
-def test_instructions(tmp_path):
+def test_wrappers(tmp_path: Path) -> None:
     """The wrappers of ptx.cuh assemble, and the compiler keeps vector accesses whole."""
     nvcc(build.HERE / "probes.cu", "sm_80", tmp_path / "x.cubin", "-cubin")
     nvcc(build.HERE / "probes.cu", "sm_80", tmp_path / "x.ptx", "-ptx")

@@ -17,7 +17,9 @@ constexpr int gather_shared_bytes() {
 
 // Block: kGatherRows pixels, in the order of memory, and kCols channels.
 template <class T, class Math, int kCols>
-__global__ void __launch_bounds__(kGatherThreads, kCols == 8 ? 4 : 3)
+__global__ void __launch_bounds__(kGatherThreads, kCols == 8       ? 4
+                                                  : sizeof(T) == 8 ? 2
+                                                                   : 3)
     conv_gather_kernel(const ConvGemmParams p, const GemmGeometry g) {
   constexpr int kRows = kGatherRows, kThreads = kGatherThreads;
   constexpr int kVector = 16 / sizeof(T), kChunk = kChunkBytes / sizeof(T);
