@@ -16,6 +16,12 @@ from .suite import has_plugin, run_suite
 
 HERE = Path(__file__).resolve().parent
 COMPARISON = "tests/test_cuda_against_emulation.py"
+# What is chosen only where an environment variable asks for it, as in benches/trials.py.
+TRIED = "tests/test_cuda_conv_device.py"
+TRIALS: dict[str, dict[str, str]] = {
+    "chained": {"DASR_OPS_CUDA_CHAIN": "1"},
+    "wgmma": {"DASR_OPS_CUDA_CONV": "wgmma"},
+}
 NO_DEVICE = "no CUDA device"
 SANITIZERS = ("memcheck", "racecheck")
 FINDING_CODE = 87  # an exit status that nothing else uses
@@ -36,6 +42,7 @@ def all_parts(quick: bool, limit: float | None = None) -> list[Part]:
             Part("build", build, limit=100),
             Part("GPU tests", gpu_tests, limit=70),
             Part("emulation against hardware", comparison, limit=60, reserve=20),
+            Part("kernels on trial", trials, limit=50, reserve=15),
             Part("benchmarks", benchmarks, limit=60, reserve=30),
             Part("sanitizer", sanitizer, limit=60),
             Part("rest of the tests", rest_of_tests, limit=60, minimum=0),
@@ -46,6 +53,7 @@ def all_parts(quick: bool, limit: float | None = None) -> list[Part]:
             Part("build", build, limit=240),
             Part("GPU tests", gpu_tests, limit=180),
             Part("emulation against hardware", comparison, limit=120, reserve=30),
+            Part("kernels on trial", trials, limit=60, reserve=30),
             Part("benchmarks", benchmarks, limit=240, reserve=80),
             Part("sanitizer", sanitizer, limit=120, reserve=30),
             Part("rest of the tests", rest_of_tests, limit=500, reserve=90),
@@ -161,6 +169,33 @@ def comparison(session: Session) -> Outcome:
     outcome = run_suite(session, [COMPARISON], options=["-m", "not gpu"])
     outcome.summary += " (emulation against float64 only)"
     return outcome
+
+
+def trials(session: Session) -> Outcome:
+    """Kernels that are chosen only on demand: the GPU tests of convolutions with each, and times.
+
+    What fails here is chosen by nobody yet, and fails the validation all the same.
+    """
+    if not session.facts.get("cuda"):
+        return Outcome(LEFT_OUT, NO_DEVICE)
+    failures, words = [], []
+    wanted = {name: variables for name, variables in TRIALS.items() if variables}
+    for i, (name, variables) in enumerate(wanted.items()):
+        share = (session.remaining() - 15) / (len(wanted) - i)
+        command = [sys.executable, "-m", "pytest", TRIED, "-q", "-x", "--tb=short", "-m", "gpu"]
+        done = session.run(
+            [*command, "-p", "no:cacheprovider"], limit=max(share, 5), environment=variables
+        )
+        words.append(f"{name}: {'right' if done.code == 0 else done.ending}")
+        if done.code != 0 or done.timed_out:
+            failures.append(Failure(f"GPU tests, {name}", f"{done.ending}\n{done.tail(8)}"))
+    done = session.run(
+        [sys.executable, session.root / "benches" / "trials.py", session.folder],
+        limit=max(session.remaining(), 5),
+    )
+    if done.code != 0 or done.timed_out:
+        failures.append(Failure("benches/trials.py", f"{done.ending}\n{done.tail(8)}"))
+    return Outcome(FAILED if failures else PASSED, "; ".join(words), failures)
 
 
 _BENCHMARK = """
