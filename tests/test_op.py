@@ -153,6 +153,25 @@ def test_fused(
     check(args, backend, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_samples_in_turns(backend: str, dtype: torch.dtype) -> None:
+    """Kernels, and their gradients, of more samples than the CUDA operators take at once."""
+    if backend == "eager" and dtype == torch.bfloat16:
+        pytest.skip("eager rounds every intermediate result in narrow types")
+    args = problem(40, (48, 40), (4, 6), dtype=dtype, channels_last=True)
+    residual = torch.randn(40, 10, 8, 12, dtype=dtype)
+    options = {"padding": 1, "upscale_factor": 2, "residual": residual}
+    check(args | options, backend, dtype)
+    args = {
+        "input": args["input"],
+        "weight": torch.randn(40, 40, 48, 3, 3, dtype=dtype) / 20,
+        "bias": torch.randn(40, 40, dtype=dtype),
+    }
+    check(args | options, backend, dtype, "per_sample")
+    args = problem(600, (32, 32), (3, 3), groups=32, dtype=dtype)
+    check(args | {"padding": 1}, backend, dtype)
+
+
 def test_per_sample(backend: str) -> None:
     args = problem()
     for options in ({"padding": 1}, {"stride": 2}, {"padding": 1, "activation": "relu"}):
