@@ -23,7 +23,7 @@ def nvcc(source, arch, output, *flags):
 
 
 def check_resources(source, arch, output):
-    if source.match(build.NOT_EMULATED) and arch != "sm_90a":
+    if source.match(build.FOR_HOPPER) and arch != "sm_90a":
         pytest.skip("for Hopper only")
     log = nvcc(source, arch, output, "-cubin", "-Xptxas", "-v")
     kernels = re.findall(r"Compiling entry function '(\w+)'", log)

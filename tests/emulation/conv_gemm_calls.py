@@ -42,9 +42,11 @@ def conv_gemm(
     residual_scale: float = 1.0,
     mask: Tensor | None = None,
     multiprocessors: int = 132,
+    launcher: str = "conv_gemm",
 ) -> None:
     """Fills `out` with the convolution of `source` by weight [B, O, I/g, kh, kw], or (transposed)
-    with the gradient of the input of size `input_size`, `source` being that of the sums."""
+    with the gradient of the input of size `input_size`, `source` being that of the sums.
+    `launcher` may also be conv_wgmma."""
     m = module()
     p = m.ConvGemmParams()
     p.shape = conv_shape(input_size, tuple(weight.shape), stride, padding, dilation, groups)
@@ -70,7 +72,7 @@ def conv_gemm(
     p.epilogue = e
     p.out, p.out_stride = out.data_ptr(), list(out.stride())
     p.multiprocessors = multiprocessors
-    m.conv_gemm(p)
+    getattr(m, launcher)(p)
 
 
 def conv_reference(
