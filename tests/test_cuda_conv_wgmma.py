@@ -12,7 +12,8 @@ if build.missing():
     pytest.skip(build.missing(), allow_module_level=True)
 
 from . import test_cuda_conv_gemm as gemm
-from .emulation import calls
+from .cuda_kernels.convolution import CONVOLUTION
+from .emulation import calls, operators
 from .emulation.conv_gemm_calls import conv_gemm, conv_reference, torch_memory
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -213,3 +214,47 @@ def test_what_it_does_not_serve_is_refused(case):
     size, weight_size, options = REFUSED[case]
     with pytest.raises(RuntimeError, match="invalid argument"):
         check_forward(size, weight_size, **options)
+
+
+def test_the_cases_for_a_device_are_served():
+    (entry,) = (kernel for kernel in CONVOLUTION if kernel.launcher == "conv_wgmma")
+    for case in entry.cases:
+        inputs = entry.inputs(*case)
+        stride, pads, dilation, (groups, _) = (
+            inputs["options"].tolist()[i:j] for i, j in ((0, 2), (2, 6), (6, 8), (8, 10))
+        )
+        size = tuple(inputs["input"].shape)
+        for source, transposed in (("input", False), ("grad", True)):
+            assert conv_gemm(
+                inputs[source],
+                inputs["weight"],
+                torch.empty(0, 0, 0, 0),
+                size,
+                stride,
+                pads,
+                dilation,
+                groups,
+                transposed=transposed,
+                launcher="conv_wgmma_serves",
+            )
+
+
+def test_operators_choose_by_name(monkeypatch):
+    operators.backend()
+    torch.manual_seed(0)
+    x = gemm.random((1, 64, 17, 19), "nhwc", F16)
+    w, bias = torch.randn(1, 64, 64, 3, 3).half(), torch.randn(1, 64)
+    results = {}
+    for choice in ("", "mma", "wgmma"):
+        monkeypatch.setenv("DASR_OPS_CUDA_CONV", choice)
+        arguments = (x, w, bias, None, [1, 1], [1, 1, 1, 1], [1, 1], 1, None, 1.0, 1)
+        results[choice] = torch.ops.dasr_ops_emulated.per_sample_conv2d(
+            *arguments, False, False, False
+        )[0]
+    # The two add up in different orders.
+    assert torch.equal(results[""], results["mma"])
+    assert not torch.equal(results["mma"], results["wgmma"])
+    assert torch.allclose(results["mma"], results["wgmma"], atol=0.2)
+    monkeypatch.setenv("DASR_OPS_CUDA_CONV", "wmma")
+    with pytest.raises(RuntimeError, match="must be wgmma or mma"):
+        torch.ops.dasr_ops_emulated.per_sample_conv2d(*arguments, False, False, False)

@@ -43,10 +43,10 @@ def conv_gemm(
     mask: Tensor | None = None,
     multiprocessors: int = 132,
     launcher: str = "conv_gemm",
-) -> None:
+) -> bool | None:
     """Fills `out` with the convolution of `source` by weight [B, O, I/g, kh, kw], or (transposed)
     with the gradient of the input of size `input_size`, `source` being that of the sums.
-    `launcher` may also be conv_wgmma."""
+    `launcher` may also be conv_wgmma or what says whether that serves."""
     m = module()
     p = m.ConvGemmParams()
     p.shape = conv_shape(input_size, tuple(weight.shape), stride, padding, dilation, groups)
@@ -72,7 +72,7 @@ def conv_gemm(
     p.epilogue = e
     p.out, p.out_stride = out.data_ptr(), list(out.stride())
     p.multiprocessors = multiprocessors
-    getattr(m, launcher)(p)
+    return getattr(m, launcher)(p)
 
 
 def conv_reference(
