@@ -96,7 +96,7 @@ def test_races_hide_from_values():
 def test_stores_that_the_async_proxy_may_not_see_are_found():
     options = {"block": [128], "shared": 14720}
     probe("race", "wgmma", **options)
-    with pytest.raises(RuntimeError, match="thread 77 wrote .* not followed by fence"):
+    with pytest.raises(RuntimeError, match=r"thread 77 wrote .* not followed by fence"):
         probe("race", "wgmma", b=2, **options)
 
 

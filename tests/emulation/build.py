@@ -27,9 +27,6 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 VARIANTS = ("plain", "asan", "race")
 
-# What is made for Hopper's own instructions: nvcc has nothing to check in it for other devices.
-FOR_HOPPER = "*_sm90.cu"
-
 _COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-DDASR_EMULATION"]
 # -fno-gnu-unique: variants loaded into one process must not share their inline variables.
 _KERNEL = [
