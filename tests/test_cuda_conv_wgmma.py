@@ -160,7 +160,7 @@ def test_nothing_outside_of_the_image_is_read():
     assert not out.isnan().any()
 
 
-def test_expanded_samples_and_first_sample():
+def test_expanded_samples():
     torch.manual_seed(0)
     x = gemm.random((1, 32, 9, 9), "nhwc", BF16).expand(3, -1, -1, -1)
     w = torch.randn(3, 64, 32, 3, 3).bfloat16()
@@ -170,6 +170,17 @@ def test_expanded_samples_and_first_sample():
     expected = conv_reference(x, w, **SAME3)
     bound = gemm.bound_of_sum(magnitude, 288, BF16, False)
     gemm.check("out", out, expected, gemm.rounded(bound, expected, BF16))
+
+
+def test_some_of_the_samples():
+    torch.manual_seed(0)
+    x, w = gemm.random((3, 32, 9, 9), "nhwc", BF16), torch.randn(3, 64, 32, 3, 3).bfloat16()
+    bias = torch.randn(3, 64)
+    results = [torch.zeros(3, 64, 9, 9, dtype=BF16) for _ in range(2)]
+    conv_wgmma(x, w, results[0], (3, 32, 9, 9), bias=bias, **SAME3)
+    # Kernels are those of the samples computed, all else is of the whole batch.
+    conv_wgmma(x, w[1:], results[1], (2, 32, 9, 9), bias=bias, first_sample=1, **SAME3)
+    assert (results[1][0] == 0).all() and torch.equal(results[0][1:], results[1][1:])
 
 
 def test_special_values_stay_where_they_are():

@@ -42,6 +42,7 @@ def conv_gemm(
     residual_scale: float = 1.0,
     mask: Tensor | None = None,
     multiprocessors: int = 132,
+    first_sample: int = 0,
     launcher: str = "conv_gemm",
 ) -> bool | None:
     """Fills `out` with the convolution of `source` by weight [B, O, I/g, kh, kw], or (transposed)
@@ -71,7 +72,7 @@ def conv_gemm(
         e.mask = mask.data_ptr()
     p.epilogue = e
     p.out, p.out_stride = out.data_ptr(), list(out.stride())
-    p.multiprocessors = multiprocessors
+    p.multiprocessors, p.first_sample = multiprocessors, first_sample
     return getattr(m, launcher)(p)
 
 
