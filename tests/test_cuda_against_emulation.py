@@ -40,18 +40,9 @@ def test_every_launcher_has_an_entry() -> None:
     assert set(listed) <= declared, f"no header declares {set(listed) - declared}"
 
 
-def test_only_kernels_beyond_the_emulation_are_left_out_of_it() -> None:
-    beyond = [path.read_text() for path in (build.CSRC / "cuda").glob(build.NOT_EMULATED)]
-    for kernel in KERNELS:
-        if kernel.emulated is None:
-            assert any(f"{kernel.launcher}(" in text for text in beyond), kernel.launcher
-
-
 @needs_emulation
 @pytest.mark.parametrize(("kernel", "case"), CASES)
 def test_emulation_against_float64(kernel: Kernel, case: Case) -> None:
-    if kernel.emulated is None:
-        pytest.skip("has instructions that the emulation does not have")
     inputs = kernel.inputs(*case)
     found = errors(kernel, inputs, kernel.emulated(inputs))
     assert max(found.values()) <= 1, found
@@ -94,8 +85,6 @@ def test_device_against_float64(kernel: Kernel, case: Case) -> None:
 @needs_emulation
 @pytest.mark.parametrize(("kernel", "case"), CASES)
 def test_device_against_emulation(kernel: Kernel, case: Case) -> None:
-    if kernel.emulated is None:
-        pytest.skip("has instructions that the emulation does not have")
     inputs = kernel.inputs(*case)
     outputs = run_on_device(kernel, inputs)
     for name, emulated in kernel.emulated(inputs).items():

@@ -40,6 +40,7 @@ def check_forward(
     scale=1.0,
     mask=False,
     multiprocessors=132,
+    launcher="conv_gemm",
 ):
     torch.manual_seed(0)
     batch = size[0]
@@ -84,6 +85,7 @@ def check_forward(
         residual_scale=scale,
         mask=bits,
         multiprocessors=multiprocessors,
+        launcher=launcher,
     )
     check_guards(guard)
     compare("out", out, expected, rounded(bound, expected, dtype))
@@ -107,6 +109,7 @@ def check_transposed(
     groups=1,
     offset=0,
     multiprocessors=132,
+    launcher="conv_gemm",
 ):
     torch.manual_seed(0)
     x = torch.randn(size, dtype=F64, requires_grad=True)
@@ -130,6 +133,7 @@ def check_transposed(
         transposed=True,
         allow_tf32=tf32,
         multiprocessors=multiprocessors,
+        launcher=launcher,
     )
     check_guards(guard)
     bound = bound_of_sum(magnitude, n_products, dtype, tf32)

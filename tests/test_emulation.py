@@ -335,3 +335,91 @@ def test_launch_limits(shared_limit):
         calls.run("poison", None, out, shared=98 * 1024, shared_attribute=98 * 1024)
     with pytest.raises(RuntimeError, match="exceeds the limit"):  # 128 static bytes on top
         calls.run("poison", None, out, shared=97 * 1024, shared_attribute=97 * 1024)
+
+
+# ---- Hopper ----
+
+WGMMA_BYTES = 4 * 64 * 16 + 4 * (16 * (3 + 16 * 10) + 48)
+
+
+def wgmma(dtype=torch.float16, mistake=0, by_copies=False):
+    """64 x 128 sums of 32 products of small integers: the result and what it should be."""
+    generator = np.random.default_rng(1)
+    operands = generator.integers(-8, 8, (192, 32)).astype(np.float32)
+    bits = bits16(operands, dtype)
+    out = np.zeros((64, 128), np.float32)
+    options = {"a": dtype == torch.bfloat16, "b": mistake, "c": by_copies}
+    calls.run("wgmma", bits, out, **options, block=[128], shared=WGMMA_BYTES)
+    return out, operands[:64] @ operands[64:].T
+
+
+@pytest.mark.parametrize("by_copies", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_wgmma(dtype, by_copies, order):
+    out, expected = wgmma(dtype, by_copies=by_copies)
+    assert (out == expected).all()
+
+
+def test_wgmma_groups_complete_in_order():
+    out = np.zeros((128, 4), np.float32)
+    calls.run("wgmma_groups", None, out, block=[128], shared=4096)
+    assert np.isnan(out[:, 1]).all() and (out[:, [0, 2, 3]] == [1, 1, 2]).all()
+
+
+@pytest.mark.parametrize("by_copies", [False, True])
+def test_operands_are_read_until_the_wait(by_copies):
+    try:
+        out, expected = wgmma(mistake=11, by_copies=by_copies)
+    except RuntimeError as error:
+        assert "race in shared memory" in str(error)
+    else:
+        assert (out[:, 0] != expected[:, 0]).any() and (out[:, 1:] == expected[:, 1:]).all()
+
+
+WGMMA_REFUSED = {
+    1: "has not followed by fence.proxy.async",
+    2: "what thread 77 wrote to shared memory and has not followed by fence.proxy.async",
+    4: "swizzled operands are not emulated",
+    5: "bits outside of its fields",
+    6: "no wgmma.fence",
+    7: "warps of a warpgroup issued different products",
+    8: "lanes of a warp issued different products",
+    9: "exits with products in flight",
+    10: "register was written while",
+    12: "exits with products in flight",
+    13: "no wgmma.fence",
+    14: "out of bounds",
+}
+
+
+@pytest.mark.parametrize("mistake", WGMMA_REFUSED)
+def test_misuse_of_wgmma_is_refused(mistake, order):
+    with pytest.raises(RuntimeError, match=WGMMA_REFUSED[mistake]):
+        wgmma(mistake=mistake, by_copies=True)
+
+
+def test_named_barriers(order):
+    values = f32(256)
+    out = probe("named_barrier", values, np.empty(256, np.float32), block=[256])
+    assert (out == 2 * values).all()
+    out = probe("named_barriers_in_a_row", values, np.empty(32, np.float32), block=[96])
+    assert (out == values[0]).all()
+
+
+NAMED_REFUSED = {
+    1: "no barrier 0",
+    2: "no barrier 16",
+    3: "bad number of threads 40",
+    4: "bad number of threads 256",
+    5: "no thread can go on.*at bar.sync",
+    6: "belongs to other threads|arrived in part",
+    7: "arrived in part",
+    8: "divergent barrier",
+    9: "divergent barrier|no thread can go on",
+}
+
+
+@pytest.mark.parametrize("mistake", NAMED_REFUSED)
+def test_misuse_of_named_barriers_is_refused(mistake, order):
+    with pytest.raises(RuntimeError, match=NAMED_REFUSED[mistake]):
+        calls.run("named_barrier_misuse", None, None, b=mistake, block=[128])

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def probe(variant, name, **options):
-    source, out = np.ones(1024, np.float32), np.zeros(1024, np.float32)
+    source, out = np.ones(4096, np.float32), np.zeros(8192, np.float32)
     build.load(variant).run_probe(name, calls.address(source), calls.address(out), **options)
     return out
 
@@ -64,6 +64,14 @@ RACES = {
     "stores, then ldmatrix": ("ldmatrix", {"a": 4, "c": 1}),
     "cp.async, no barrier": ("async_pipeline", {"a": 2, "block": [128]}),
     "a buffer filled too early": ("async_pipeline", {"a": 3, "block": [128]}),
+    "no named barrier": ("named_barrier", {"b": 1, "block": [256]}),
+    "a place used again without a named barrier": ("named_barrier", {"b": 2, "block": [256]}),
+    "another named barrier is missing": ("named_barriers_in_a_row", {"a": 1, "block": [96]}),
+    "operands of wgmma, no barrier": ("wgmma", {"b": 3, "c": 1, "block": [128], "shared": 14720}),
+    "operands of wgmma, written too early": (
+        "wgmma",
+        {"b": 11, "c": 1, "block": [128], "shared": 14720},
+    ),
 }
 
 
@@ -75,13 +83,21 @@ def test_races_are_found(case):
         module.set_order(order, 3)
         with pytest.raises(RuntimeError, match="race in shared memory"):
             probe("race", name, **options)
-        probe("race", name, **{**options, "a": 4 if name == "ldmatrix" else 0, "b": 0, "c": 0})
+        right = {"a": 4 if name == "ldmatrix" else 0, "b": 0, "c": int(name == "wgmma")}
+        probe("race", name, **{**options, **right})
     module.set_order("forward")
 
 
 def test_races_hide_from_values():
     # What makes the detector worth having: in this order the broken tree adds up.
     assert (probe("plain", "warp_exchange", a=1, b=1)[:32] == 1).all()
+
+
+def test_stores_that_the_async_proxy_may_not_see_are_found():
+    options = {"block": [128], "shared": 14720}
+    probe("race", "wgmma", **options)
+    with pytest.raises(RuntimeError, match=r"thread 77 wrote .* not followed by fence"):
+        probe("race", "wgmma", b=2, **options)
 
 
 @pytest.mark.parametrize("name", ["read_beyond_dynamic", "write_beyond_dynamic"])

@@ -8,11 +8,6 @@ namespace {
 
 int divide_up(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
-GemmAxis axis(bool transposed, int taps, int stride, int pad, int dilation, int in, int out) {
-  if (transposed) return {taps, stride, 1, pad, -dilation, out, in};
-  return {taps, 1, stride, -pad, dilation, in, out};
-}
-
 int patches(const GemmGeometry& g, int rows) {
   return divide_up(g.h.result, rows / kHaloWidth) * divide_up(g.w.result, kHaloWidth);
 }
@@ -83,10 +78,10 @@ cudaError_t conv_gemm(const ConvGemmParams& p, cudaStream_t stream) {
   const ConvShape& s = p.shape;
   if (s.batch < 0 || s.groups < 1) return cudaErrorInvalidValue;
   GemmGeometry g = {};
-  g.h = axis(p.transposed, s.kernel_h, s.stride_h, s.pad_top, s.dilation_h, s.in_height,
-             s.out_height);
-  g.w =
-      axis(p.transposed, s.kernel_w, s.stride_w, s.pad_left, s.dilation_w, s.in_width, s.out_width);
+  g.h = gemm_axis(p.transposed, s.kernel_h, s.stride_h, s.pad_top, s.dilation_h, s.in_height,
+                  s.out_height);
+  g.w = gemm_axis(p.transposed, s.kernel_w, s.stride_w, s.pad_left, s.dilation_w, s.in_width,
+                  s.out_width);
   g.groups = s.groups;
   g.k_size = p.transposed ? s.group_out() : s.group_in();
   g.n_size = p.transposed ? s.group_in() : s.group_out();

@@ -29,6 +29,12 @@ struct GemmAxis {
   __device__ int pixels(int phase) const { return (result - phase + phases - 1) / phases; }
 };
 
+inline GemmAxis gemm_axis(bool transposed, int taps, int stride, int pad, int dilation, int in,
+                          int out) {
+  if (transposed) return {taps, stride, 1, pad, -dilation, out, in};
+  return {taps, 1, stride, -pad, dilation, in, out};
+}
+
 enum class Fetch {
   kVectors,   // of channels, by cp.async
   kElements,  // one by one, any strides
@@ -109,14 +115,15 @@ __device__ __forceinline__ void finish(const ConvGemmParams& p, const GemmGeomet
   });
   __syncthreads();
   const int n_cols = g.n_size - n0 < kCols ? g.n_size - n0 : kCols;
-  store_tile<T, kRows, kCols, kThreads>(p.epilogue, static_cast<T*>(p.out), p.out_stride,
-                                        g.stores_vectors, block.b, block.group * g.n_size + n0,
-                                        n_cols, sums, pitch, pixel_of);
+  store_tile<T, kRows, kCols, kThreads>(threadIdx.x, p.epilogue, static_cast<T*>(p.out),
+                                        p.out_stride, g.stores_vectors, block.b,
+                                        block.group * g.n_size + n0, n_cols, sums, pitch, pixel_of);
 }
 
-template <class acc_t, int kCols>
+// Of the group and sample that `block` names.
+template <class acc_t, int kCols, class Block>
 __device__ __forceinline__ void mix_biases(const ConvGemmParams& p, const GemmGeometry& g,
-                                           const GemmBlock& block, int n0, acc_t* bias) {
+                                           const Block& block, int n0, acc_t* bias) {
   const int col = threadIdx.x;
   if (col >= kCols) return;
   bias[col] = n0 + col < g.n_size ? mixed_bias<acc_t>(p.epilogue.bias, g.groups * g.n_size, block.b,

@@ -10,11 +10,11 @@ namespace dasr {
 // neighbours in memory (vectors of them, so rows are aligned), else down columns.
 template <class acc_t, int kCols>
 __device__ __forceinline__ int tile_pitch(bool channels_last) {
-  return channels_last ? kCols + (sizeof(acc_t) == 4 ? 8 : 2) : kCols + 1;
+  return channels_last ? kCols + (sizeof(acc_t) == 4 ? 4 : 2) : kCols + 1;
 }
 template <class acc_t, int kRows, int kCols>
 constexpr int tile_bytes() {
-  return kRows * (kCols + 8) * static_cast<int>(sizeof(acc_t));
+  return kRows * (kCols + 4) * static_cast<int>(sizeof(acc_t));
 }
 
 // Whether vectors of channels can be stored: host side.
@@ -35,19 +35,21 @@ struct Pixel {
   int y, x;  // y < 0: outside of the image
 };
 
-// sums: [kRows][pitch], biases included. Row r is the pixel pixel_of(r); column c is the output
-// channel first_channel + c, and n_cols of them exist.
+// sums: [kRows][pitch], biases included, aligned to 16 bytes. Row r is the pixel pixel_of(r);
+// column c is the output channel first_channel + c, and n_cols of them exist. tid: of kThreads.
 template <class T, int kRows, int kCols, int kThreads, class acc_t, class PixelOf>
-__device__ __forceinline__ void store_tile(const ConvEpilogue& p, T* out,
+__device__ __forceinline__ void store_tile(int tid, const ConvEpilogue& p, T* out,
                                            const int64_t (&stride)[4], bool vectors, int64_t b,
                                            int first_channel, int n_cols, const acc_t* sums,
                                            int pitch, PixelOf pixel_of) {
-  const int tid = threadIdx.x;
-  constexpr int kVector = 16 / sizeof(T);
+  constexpr int kVector = 16 / sizeof(T), kPart = 16 / sizeof(acc_t);
   if (vectors) {
     constexpr int kPerRow = kCols / kVector;
     for (int i = tid; i < kRows * kPerRow; i += kThreads) {
-      const int row = i / kPerRow, col = i % kPerRow * kVector;
+      // Eight lanes, 32 bytes each, would meet half of the banks in one row; in two rows all.
+      const int place =
+          kPerRow == 8 && kVector != kPart ? (i & ~12) | (i & 4) << 1 | (i & 8) >> 1 : i;
+      const int row = place / kPerRow, col = place % kPerRow * kVector;
       const Pixel pixel = pixel_of(row);
       if (pixel.y < 0 || col >= n_cols) continue;
       const int64_t channel = first_channel + col;
@@ -57,10 +59,15 @@ __device__ __forceinline__ void store_tile(const ConvEpilogue& p, T* out,
         residual = load_pack<T, kVector>(static_cast<const T*>(p.residual.data) + b * s[0] +
                                          channel + pixel.y * s[2] + pixel.x * s[3]);
       }
+      Pack<acc_t, kPart> parts[kVector / kPart];
+#pragma unroll
+      for (int v = 0; v < kVector; v += kPart) {
+        parts[v / kPart] = load_pack<acc_t, kPart>(sums + row * pitch + col + v);
+      }
       Pack<T, kVector> result;
 #pragma unroll
       for (int v = 0; v < kVector; ++v) {
-        acc_t c = activate(p, sums[row * pitch + col + v]);
+        acc_t c = activate(p, parts[v / kPart].values[v % kPart]);
         if (p.residual.data != nullptr) {
           c = fma(static_cast<acc_t>(p.residual_scale), c,
                   static_cast<acc_t>(widen(residual.values[v])));

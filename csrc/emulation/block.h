@@ -3,6 +3,7 @@
 // together; if they do not, the launch throws std::runtime_error and says who waits where.
 #pragma once
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <mutex>
@@ -42,6 +43,24 @@ struct Copy {
   unsigned bytes, from_bytes;
 };
 
+// One wgmma.mma_async of a thread, from its issue to the wait that makes it visible.
+struct Wgmma {
+  uint64_t a, b;  // descriptors
+  const float* d;
+  bool accumulate;
+  float (*value)(uint16_t);  // of an operand's bits
+
+  bool operator==(const Wgmma& other) const {
+    return a == other.a && b == other.b && accumulate == other.accumulate && value == other.value;
+  }
+};
+
+// Registers that the tensor cores own: what they will hold, while the thread sees NaN.
+struct InFlight {
+  float* registers;
+  std::vector<float> values;
+};
+
 enum class State { kReady, kAtBarrier, kAtWarpOperation, kExited };
 
 struct Thread {
@@ -57,12 +76,38 @@ struct Thread {
   // cp.async in order of issue, and where each committed group ends
   std::vector<Copy> copies;
   std::vector<size_t> group_ends;
+  // wgmma likewise
+  std::vector<Wgmma> wgmmas;
+  std::vector<size_t> wgmma_ends;
+  std::vector<InFlight> in_flight;
+  bool registers_fenced = false;
+  uint64_t wgmma_hash = 0;    // of all that were issued
+  uint32_t proxy_fences = 0;  // executed so far
+
+  void start_block() {
+    copies.clear();
+    group_ends.clear();
+    wgmmas.clear();
+    wgmma_ends.clear();
+    in_flight.clear();
+    registers_fenced = false;
+    wgmma_hash = 0;
+    proxy_fences = 0;
+  }
 };
 
 // Threads of one warp that have arrived at an operation which the others of the mask still miss.
 struct Gathering {
   const char* operation;
   unsigned mask, arrived;
+};
+
+// bar.sync with a number of threads. Stricter than the hardware: once some have met there, only
+// they may meet there in this block.
+struct NamedBarrier {
+  int count = 0;
+  Where where = {"", 0};
+  std::vector<int> arrived, members;
 };
 
 class Machine {
@@ -117,6 +162,46 @@ class Machine {
     n_at_barrier_ = 0;
     ++epoch;
     enqueue_all();
+    run_others();
+  }
+
+  // As barrier(), for `count` threads in whole warps; the last one calls complete(their ids).
+  template <class Complete>
+  void named_barrier(int id, int count, Where where, Complete complete) {
+    Thread& self = *current;
+    wait_at(self, State::kAtBarrier, "bar.sync", where);
+    if (id < 1 || id >= kNamedBarriers) fail("bar.sync: no barrier " + std::to_string(id));
+    if (count < 32 || count % 32 != 0 || count > n_threads_) {
+      fail("bar.sync: bad number of threads " + std::to_string(count));
+    }
+    NamedBarrier& barrier = named_[id];
+    if (barrier.arrived.empty()) {
+      barrier.count = count;
+      barrier.where = where;
+    } else if (barrier.count != count || barrier.where.line != where.line) {
+      fail("divergent barrier: " + describe());
+    }
+    barrier.arrived.push_back(self.id);
+    if (static_cast<int>(barrier.arrived.size()) < count) return run_others();
+    std::sort(barrier.arrived.begin(), barrier.arrived.end());
+    for (int i = 0; i < count; i += 32) {
+      if (barrier.arrived[i] % 32 != 0 || barrier.arrived[i + 31] != barrier.arrived[i] + 31) {
+        fail("bar.sync: warps arrived in part; " + describe());
+      }
+    }
+    if (barrier.members.empty()) barrier.members = barrier.arrived;
+    if (barrier.members != barrier.arrived) {
+      fail("bar.sync: barrier " + std::to_string(id) + " belongs to other threads; " + describe());
+    }
+    complete(barrier.arrived);
+    if (settings.order == Order::kReverse) {
+      std::reverse(barrier.arrived.begin(), barrier.arrived.end());
+    }
+    for (int thread : barrier.arrived) {
+      threads_[thread]->state = State::kReady;
+      enqueue(thread);
+    }
+    barrier.arrived.clear();
     run_others();
   }
 
@@ -183,10 +268,8 @@ class Machine {
     n_at_barrier_ = n_exited_ = 0;
     for (auto& gatherings : gatherings_) gatherings.clear();
     for (unsigned& mask : exited_) mask = 0;
-    for (int id = 0; id < n_threads_; ++id) {
-      threads_[id]->copies.clear();
-      threads_[id]->group_ends.clear();
-    }
+    for (NamedBarrier& barrier : named_) barrier = {};
+    for (int id = 0; id < n_threads_; ++id) threads_[id]->start_block();
     first_ready_ = end_ready_ = 0;
     enqueue_all();
     error_.clear();
@@ -208,7 +291,16 @@ class Machine {
     ++n_exited_;
     exited_[self.warp] |= 1u << self.lane;
     if (n_at_barrier_ > 0) fail("divergent barrier: " + describe());
+    if (!self.wgmmas.empty()) fail("wgmma: the thread exits with products in flight");
+    if (n_exited_ == n_threads_) check_warpgroups();
     run_others();
+  }
+
+  void check_warpgroups() {
+    for (int id = 0; id < n_threads_; ++id) {
+      if (threads_[id]->wgmma_hash == threads_[id / 128 * 128]->wgmma_hash) continue;
+      fail("wgmma: the warps of a warpgroup issued different products");
+    }
   }
 
   void wait_at(Thread& self, State state, const char* operation, Where where) {
@@ -283,6 +375,8 @@ class Machine {
   std::vector<std::unique_ptr<Thread>> threads_;
   std::vector<std::vector<Gathering>> gatherings_;  // per warp
   std::vector<unsigned> exited_;                    // per warp, a mask
+  static constexpr int kNamedBarriers = 16;         // number 0 is that of __syncthreads
+  NamedBarrier named_[kNamedBarriers];
   static constexpr unsigned kMaxThreads = 1024;
   int ready_[kMaxThreads];  // a ring: each thread is in it at most once
   unsigned first_ready_ = 0, end_ready_ = 0;

@@ -13,6 +13,7 @@
 #include "runtime_api.h"
 #include "tensor.h"
 #include "warp.h"
+#include "warpgroup.h"
 
 #define __global__
 #define __device__

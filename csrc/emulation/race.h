@@ -1,11 +1,11 @@
 // The race detector. With -fsanitize=thread the compiler announces every access to memory; libtsan
 // is not linked, its hooks are defined here. For each byte of shared memory they keep the last
 // writer and two readers, and report an access that nothing orders after one of them. __syncthreads
-// orders all threads of a block, __syncwarp the lanes in its mask; shuffles and votes order
-// nothing, as in CUDA.
+// orders all threads of a block, a named barrier its threads, __syncwarp the lanes in its mask;
+// shuffles and votes order nothing, as in CUDA.
 #pragma once
 
-#include "block.h"
+#include "proxy.h"
 
 namespace dasr::emulation {
 
@@ -40,6 +40,27 @@ class RaceDetector {
         cell->writer = mark;
       }
     }
+    if (access != Access::kRead) proxy_writers.note(pointer, bytes, id);
+  }
+
+  // Whole warps, so that what lies beyond the own warp is known to all of its lanes alike.
+  DASR_UNCHECKED void named_barrier(const std::vector<int>& ids) {
+    start_block();
+    uint32_t joint[1024] = {};
+    for (int id : ids) {
+      for (int other = 0; id % 32 == 0 && other < machine.n_threads(); ++other) {
+        const uint32_t clock = warp_clocks_[id / 32 * 1024 + other];
+        if (clock > joint[other]) joint[other] = clock;
+      }
+    }
+    for (int id : ids) joint[id] = clocks_[id * 32 + id % 32];
+    for (int id : ids) {
+      if (id % 32 == 0) {
+        std::memcpy(&warp_clocks_[id / 32 * 1024], joint, sizeof joint);
+      }
+      std::memcpy(&clocks_[id * 32], &joint[id / 32 * 32], 32 * sizeof(uint32_t));
+      ++clocks_[id * 32 + id % 32];
+    }
   }
 
   DASR_UNCHECKED void sync_warp(int warp, unsigned mask) {
@@ -73,14 +94,17 @@ class RaceDetector {
   DASR_UNCHECKED void start_block() {
     if (block_ == statistics.blocks) return;
     block_ = statistics.blocks;
-    for (int i = 0; i < 1024 * 32; ++i) clocks_[i] = 0;
+    for (int i = 0; i < 1024 * 32; ++i) clocks_[i] = warp_clocks_[i] = 0;
     for (int id = 0; id < machine.n_threads(); ++id) clocks_[id * 32 + id % 32] = 1;
   }
 
   // Whether the earlier access happened before the current thread's present.
   DASR_UNCHECKED bool ordered(const Mark& before, const Mark& now) const {
     if (before.epoch < machine.epoch || before.id == now.id) return true;
-    return before.id / 32 == now.id / 32 && clocks_[now.id * 32 + before.id % 32] >= before.clock;
+    if (before.id / 32 != now.id / 32) {
+      return warp_clocks_[now.id / 32 * 1024 + before.id] >= before.clock;
+    }
+    return clocks_[now.id * 32 + before.id % 32] >= before.clock;
   }
 
   DASR_UNCHECKED void check(const Mark& before, const Mark& now, const char* what) {
@@ -90,7 +114,8 @@ class RaceDetector {
   }
 
   Cell* cells_ = new Cell[SharedMemory::kArena]();
-  uint32_t* clocks_ = new uint32_t[1024 * 32]();  // [thread, lane]: what it knows of its warp
+  uint32_t* clocks_ = new uint32_t[1024 * 32]();       // [thread, lane]: what it knows of its warp
+  uint32_t* warp_clocks_ = new uint32_t[32 * 1024]();  // [warp, thread]: what it knows of others
   uint64_t block_ = 0;
 };
 
@@ -102,6 +127,9 @@ DASR_UNCHECKED inline void note_access(const void* pointer, size_t bytes, Access
 DASR_UNCHECKED inline void note_sync_warp(int warp, unsigned mask) {
   race_detector.sync_warp(warp, mask);
 }
+DASR_UNCHECKED inline void note_named_barrier(const std::vector<int>& ids) {
+  race_detector.named_barrier(ids);
+}
 DASR_UNCHECKED inline void hook(const void* pointer, size_t bytes, Access access) {
   if (machine.current == nullptr) return;
   race_detector.access(pointer, bytes, access, machine.current->id);
@@ -111,6 +139,7 @@ DASR_UNCHECKED inline void hook(const void* pointer, size_t bytes, Access access
 
 inline void note_access(const void*, size_t, Access, int) {}
 inline void note_sync_warp(int, unsigned) {}
+inline void note_named_barrier(const std::vector<int>&) {}
 
 #endif
 

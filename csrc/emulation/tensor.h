@@ -39,6 +39,7 @@ DASR_UNCHECKED inline void cp_async_wait(size_t pending) {
   for (size_t i = 0; i < n_copies; ++i) {
     const Copy& copy = self.copies[i];
     note_access(copy.to, copy.bytes, Access::kWrite, self.id);
+    proxy_writers.note(copy.to, copy.bytes, self.id);
     unsigned char data[16] = {};
     std::memcpy(data, copy.from, copy.from_bytes);
     std::memcpy(copy.to, data, copy.bytes);

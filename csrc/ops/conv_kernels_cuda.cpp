@@ -6,6 +6,7 @@
 #include "cuda/conv_depthwise.h"
 #include "cuda/conv_gemm.h"
 #include "cuda/conv_weight_grad.h"
+#include "cuda/conv_wgmma.h"
 #include "cuda/pack_experts.h"
 #include "cuda/reduce_splits.h"
 #include "ops/aggregate_experts_cuda.h"
@@ -130,6 +131,20 @@ bool chains_launches(const Tensor& tensor) {
   return wanted != nullptr && std::string_view(wanted) == "1" && compute_capability(tensor) >= 90;
 }
 
+// Where wgmma is taken unasked: forward and for the input's gradient. Nowhere, until a report of a
+// GPU in benches/results says that it pays.
+constexpr bool kPrefersWgmma[2] = {false, false};
+
+// DASR_OPS_CUDA_CONV chooses for all: "wgmma" wherever it serves, or "mma" alone.
+bool takes_wgmma(const ConvGemmParams& params) {
+  const char* value = std::getenv("DASR_OPS_CUDA_CONV");
+  const std::string_view choice(value == nullptr ? "" : value);
+  STD_TORCH_CHECK(choice.empty() || choice == "wgmma" || choice == "mma",
+                  "dasr_ops: DASR_OPS_CUDA_CONV must be wgmma or mma");
+  const bool wanted = choice.empty() ? kPrefersWgmma[params.transposed] : choice == "wgmma";
+  return wanted && conv_wgmma_serves(params);
+}
+
 int64_t samples_at_once(const ConvShape& shape, ScalarType type) {
   const int64_t bytes = static_cast<int64_t>(size_of(dtype_of(type))) * shape.taps() *
                         std::max(shape.out_channels, shape.in_channels) *
@@ -206,7 +221,8 @@ void convolve(const Tensor& source, const Kernels& kernels, const ConvShape& sha
     for (int d = 0; d < 4; ++d) params.out_stride[d] = out.stride(d);
     params.multiprocessors = multiprocessors(source);
     params.chained = aggregated.just_packed && chains_launches(source);
-    check(conv_gemm(params, current_stream(source)));
+    const auto launcher = takes_wgmma(params) ? &conv_wgmma : &conv_gemm;
+    check(launcher(params, current_stream(source)));
   }
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,6 +40,22 @@ _DEPTHWISE = [
     ((2, 24, 17, 19), (24, 1, 3, 3), ((1, 1), (1, 1, 1, 1), (1, 1), 24)),
     ((2, 37, 15, 40), (74, 1, 5, 3), ((2, 1), (2, 2, 1, 1), (1, 2), 37)),
 ]
+
+
+# 64 channels and others, parts of tiles, of 64 channels and of groups; the gradient is served, too.
+_WGMMA = [
+    ((2, 64, 17, 19), (64, 64, 3, 3), _SAME),
+    ((1, 64, 33, 9), (128, 64, 1, 1), _PLAIN),
+    ((2, 96, 16, 8), (96, 48, 3, 3), ((1, 1), (1, 1, 1, 1), (1, 1), 2)),
+    ((2, 80, 9, 13), (80, 80, 3, 2), ((1, 1), (4, 1, 0, 3), (2, 3), 1)),
+    ((2, 48, 9, 13), (64, 48, 1, 7), ((1, 1), (0, 0, 3, 3), (1, 1), 1)),
+]
+# More tiles than multiprocessors, and more kernels.
+_WGMMA_LARGE = [
+    ((1, 64, 130, 150), (64, 64, 3, 3), _SAME),
+    ((150, 64, 9, 9), (64, 64, 3, 3), _SAME),
+]
+_CHOICE = "DASR_OPS_CUDA_CONV"
 
 
 def _cases(shapes: Sequence[Any]) -> list[Case]:
@@ -191,11 +208,44 @@ def _kernel(
     )
 
 
+def _by_wgmma(run: Callable[[Tensors], Tensors]) -> Callable[[Tensors], Tensors]:
+    """``run`` with wgmma wherever it serves: on Hopper and in the emulation."""
+
+    def chosen(inputs: Tensors) -> Tensors:
+        before = os.environ.get(_CHOICE)
+        os.environ[_CHOICE] = "wgmma"
+        try:
+            return run(inputs)
+        finally:
+            if before is None:
+                del os.environ[_CHOICE]
+            else:
+                os.environ[_CHOICE] = before
+
+    return chosen
+
+
+def _wgmma_kernel() -> Kernel:
+    names = ("out", "grad_input")
+    small = [(*shape, dtype, False, 1) for shape in _WGMMA for dtype in (_BF16, _F16)]
+    return Kernel(
+        launcher="conv_wgmma",
+        cases=small + [(*shape, _BF16, False, 1) for shape in _WGMMA_LARGE],
+        small=small,
+        inputs=_inputs,
+        device=_by_wgmma(_on_device(names, None)),
+        emulated=_by_wgmma(_emulated(names, None)),
+        reference=lambda inputs: _reference(inputs, names, None),
+        same_bits=False,
+    )
+
+
 CONVOLUTION = [
     _kernel("conv_weight_grad", _GEMM, ("grad_weight",)),
     # What adds up the splits of large images.
     _kernel("reduce_splits", [_LARGE_IMAGE], ("grad_weight",)),
     _kernel("conv_gemm", _GEMM, ("out", "grad_input"), large=[_LARGE]),
+    _wgmma_kernel(),
     _kernel("conv_depthwise", _DEPTHWISE, ("out", "grad_input")),
     _kernel("conv_depthwise_weight", _DEPTHWISE, ("grad_weight",)),
     _kernel("conv_epilogue_backward", _GEMM[2:6], ("grad_input", "grad_bias"), slope=0.2),

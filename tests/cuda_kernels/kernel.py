@@ -27,8 +27,7 @@ class Kernel:
     device: Callable[[Tensors], Tensors]
     # The outputs in float64, and how far off an element may be by the arithmetic.
     reference: Callable[[Tensors], tuple[Tensors, Tensors]]
-    # None only for instructions that the emulation does not have.
-    emulated: Callable[[Tensors], Tensors] | None
+    emulated: Callable[[Tensors], Tensors]
     # Whether device and emulation do the same operations in the same order: fused multiply-adds
     # that the source names, sums in an order that it fixes, conversions that round to nearest.
     # Sums inside mma instructions are not among them.

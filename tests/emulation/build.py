@@ -27,9 +27,6 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 VARIANTS = ("plain", "asan", "race")
 
-# Kernels for instructions that the emulation does not have keep out of it by name.
-NOT_EMULATED = "*_sm90.cu"
-
 _COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-DDASR_EMULATION"]
 # -fno-gnu-unique: variants loaded into one process must not share their inline variables.
 _KERNEL = [
@@ -63,8 +60,7 @@ def missing() -> str | None:
 
 def kernel_sources() -> list[Path]:
     """The .cu files that run under the emulation."""
-    cuda = CSRC / "cuda"
-    return [p for p in sorted(cuda.glob("*.cu")) if not p.match(NOT_EMULATED)]
+    return sorted((CSRC / "cuda").glob("*.cu"))
 
 
 def _cache_folder() -> Path:
@@ -135,7 +131,7 @@ def build(variant: str = "plain") -> Path:
     import pybind11
 
     flags = [*_KERNEL, *_VARIANT[variant]]
-    jobs = [(p, flags) for p in [*kernel_sources(), HERE / "probes.cu"]]
+    jobs = [(p, flags) for p in [*kernel_sources(), *sorted(HERE.glob("*.cu"))]]
     # The bindings are the same for all: not instrumented, so that they are compiled once.
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     jobs += [(p, [*_COMMON, "-O0", *includes]) for p in sorted(HERE.glob("*.cpp"))]

@@ -42,9 +42,12 @@ def conv_gemm(
     residual_scale: float = 1.0,
     mask: Tensor | None = None,
     multiprocessors: int = 132,
-) -> None:
+    first_sample: int = 0,
+    launcher: str = "conv_gemm",
+) -> bool | None:
     """Fills `out` with the convolution of `source` by weight [B, O, I/g, kh, kw], or (transposed)
-    with the gradient of the input of size `input_size`, `source` being that of the sums."""
+    with the gradient of the input of size `input_size`, `source` being that of the sums.
+    `launcher` may also be conv_wgmma or what says whether that serves."""
     m = module()
     p = m.ConvGemmParams()
     p.shape = conv_shape(input_size, tuple(weight.shape), stride, padding, dilation, groups)
@@ -69,8 +72,8 @@ def conv_gemm(
         e.mask = mask.data_ptr()
     p.epilogue = e
     p.out, p.out_stride = out.data_ptr(), list(out.stride())
-    p.multiprocessors = multiprocessors
-    m.conv_gemm(p)
+    p.multiprocessors, p.first_sample = multiprocessors, first_sample
+    return getattr(m, launcher)(p)
 
 
 def conv_reference(

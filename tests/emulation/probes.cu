@@ -1,42 +1,13 @@
-#include "probes.h"
+#include "probes.cuh"
 
 #include <cstring>
-#include <map>
 #include <stdexcept>
-
-#include "../../csrc/cuda/ptx.cuh"
 
 using dasr::cp_async;
 using dasr::cp_async_commit;
 using dasr::cp_async_wait;
 
 namespace {
-
-using Kernel = void (*)(Probe);
-
-std::map<std::string, Kernel>& registry() {
-  static std::map<std::string, Kernel> kernels;
-  return kernels;
-}
-
-#define PROBE(name)                                                 \
-  __global__ void name(Probe p);                                    \
-  const bool name##_registered = (registry()[#name] = &name, true); \
-  __global__ void name([[maybe_unused]] Probe p)
-
-template <class T>
-__device__ const T* in(const Probe& p) {
-  return static_cast<const T*>(p.in);
-}
-template <class T>
-__device__ T* out(const Probe& p) {
-  return static_cast<T*>(p.out);
-}
-
-template <class T>
-struct alignas(128) Aligned {
-  T values;
-};
 
 // ---- indices, shuffles, votes ----
 
@@ -389,13 +360,13 @@ PROBE(widen) {
 
 std::vector<std::string> probe_names() {
   std::vector<std::string> names;
-  for (const auto& entry : registry()) names.push_back(entry.first);
+  for (const auto& entry : probe_registry()) names.push_back(entry.first);
   return names;
 }
 
 cudaError_t run_probe(const std::string& name, const Probe& probe, const Launch& launch) {
-  const auto found = registry().find(name);
-  if (found == registry().end()) throw std::invalid_argument("no probe " + name);
+  const auto found = probe_registry().find(name);
+  if (found == probe_registry().end()) throw std::invalid_argument("no probe " + name);
   if (launch.shared_attribute >= 0) {
     const cudaError_t error = cudaFuncSetAttribute(
         found->second, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared_attribute);
