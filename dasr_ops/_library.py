@@ -7,6 +7,7 @@ the extension; a test compares the two.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -215,6 +216,7 @@ class Library:
             save_mask = inputs[num_tensors + 1 + num_options]
             ctx.switches = inputs[-2:]
             ctx.residual_dtype = None if residual is None else residual.dtype
+            ctx.memory_format = eager.memory_format(inputs[0])
             reads_output = ctx.options.negative_slope is not None and not save_mask
             ctx.save_for_backward(
                 *tensors, output[0] if reads_output else None, output[1] if save_mask else None
@@ -222,6 +224,12 @@ class Library:
 
         def backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Any, ...]:
             *tensors, output, mask = ctx.saved_tensors
+            if ctx.options.negative_slope is not None:
+                # The signs lie in the input's format, but saved-tensor hooks need not keep strides.
+                if eager.memory_format(tensors[0]) != ctx.memory_format:
+                    tensors[0] = tensors[0].contiguous(memory_format=ctx.memory_format)
+                if output is not None:
+                    output = output.contiguous(memory_format=ctx.memory_format)
             output_mask = ctx.needs_input_grad[:num_tensors]
             # What the residual adds needs no kernel; the rest of the formula knows only its scale.
             has_residual = ctx.residual_dtype is not None
@@ -245,6 +253,7 @@ class Library:
             start = num_tensors + 3
             ctx.options = ConvOptions(*inputs[start : start + num_options])
             ctx.output_mask = inputs[start + num_options]
+            ctx.memory_format = eager.memory_format(inputs[1])
 
         def double_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
             *tensors, output, mask = ctx.saved_tensors
@@ -254,7 +263,7 @@ class Library:
                 positive = (
                     output > 0
                     if mask is None
-                    else unpack_mask(mask, grad_output.shape, eager.memory_format(tensors[1]))
+                    else unpack_mask(mask, grad_output.shape, ctx.memory_format)
                 )
 
             def formula(*args: Any) -> tuple[Tensor, ...]:
@@ -300,16 +309,16 @@ def _like(grad: Tensor, tensor: Tensor | None) -> Tensor:
 def _empty_gradients(
     input: Tensor, others: Sequence[Tensor | None], output_mask: Sequence[bool]
 ) -> tuple[Tensor, ...]:
-    none = input.new_empty((0,))
     grad_input = torch.empty(
         input.shape,
         dtype=input.dtype,
         device=input.device,
         memory_format=eager.memory_format(input),
     )
-    result = [grad_input if output_mask[0] else none]
+    result = [grad_input if output_mask[0] else input.new_empty((0,))]
     for tensor, wanted in zip(others, output_mask[1:], strict=True):
-        result.append(tensor.new_empty(tensor.shape) if wanted and tensor is not None else none)
+        like = others[0] if tensor is None else tensor
+        result.append(like.new_empty(like.shape if wanted and tensor is not None else (0,)))
     return tuple(result)
 
 
@@ -323,14 +332,18 @@ def _saves_mask(
     )
 
 
+class _Switches(types.ModuleType):
+    """A module, so that torch.compile reads its properties and guards on them."""
+
+    @property
+    def allow_tf32(self) -> bool:
+        """Whether PyTorch's switches let convolutions round float32 operands to tf32."""
+        # cudnn.allow_tf32 cannot be asked for once convolutions and RNNs differ.
+        return torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
+_TORCH = _Switches("torch_switches")
+
+
 def _switches(input: Tensor) -> tuple[bool, bool]:
-    return torch.are_deterministic_algorithms_enabled(), input.is_cuda and _allows_tf32()
-
-
-def _allows_tf32() -> bool:
-    """Whether PyTorch's switches let convolutions round float32 operands to tf32."""
-    cudnn = torch.backends.cudnn
-    if torch.compiler.is_compiling():
-        return cudnn.allow_tf32  # torch.compile can trace this one
-    # allow_tf32 cannot be asked for once convolutions and RNNs differ.
-    return cudnn.conv.fp32_precision == "tf32"
+    return torch.are_deterministic_algorithms_enabled(), input.is_cuda and _TORCH.allow_tf32

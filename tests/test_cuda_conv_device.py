@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import dasr_ops
+from dasr_ops._backends import eager
 from tests import reference
 from tests.reference import ROUNDOFF, max_error, rms_error
 
@@ -52,36 +53,49 @@ def problem(
     }
 
 
-def run(
-    args: dict[str, Tensor], backend: str, grad: Tensor | None = None, **options: Any
-) -> dict[str, Tensor]:
+def random_gradient(
+    args: dict[str, Tensor],
+    dtype: torch.dtype | None = None,
+    tolerance: float = 0.0,
+    **options: Any,
+) -> Tensor:
+    """Of the output; 0 where an error may turn the sign of what the activation sees.
+
+    ``tolerance`` is how large that may be, as a part of the largest sum.
+    """
+    x = args["input"]
+    operands = {k: v.detach().cpu() for k, v in args.items() if k != "residual"}
+    sums = reference.dynamic_conv2d(**operands, **{**options, "activation": None})
+    grad = torch.randn(sums.shape)
+    if options.get("activation") is not None and sums.numel():
+        grad[sums.abs() <= tolerance * sums.abs().max()] = 0
+    return grad.to(x.device, dtype or x.dtype).contiguous(memory_format=eager.memory_format(x))
+
+
+def run(args: dict[str, Tensor], backend: str, grad: Tensor, **options: Any) -> dict[str, Tensor]:
     """The output and every gradient."""
     leaves = {k: v.detach().requires_grad_() for k, v in args.items()}
     with dasr_ops.use_backend(backend):
         out = dasr_ops.dynamic_conv2d(**leaves, **options)
-    torch.manual_seed(7)
-    grad = torch.randn_like(out) if grad is None else grad
     grads = torch.autograd.grad(out, list(leaves.values()), grad)
     return {"out": out.detach(), **dict(zip(args, grads, strict=True))}
 
 
-def expected_of(args: dict[str, Tensor], like: Tensor, **options: Any) -> dict[str, Tensor]:
+def expected_of(args: dict[str, Tensor], grad: Tensor, **options: Any) -> dict[str, Tensor]:
     leaves = {k: v.detach().cpu().double().requires_grad_() for k, v in args.items()}
     out = reference.dynamic_conv2d(**leaves, **options)
-    torch.manual_seed(7)
-    grad = torch.randn_like(like).cpu().double()
-    grads = torch.autograd.grad(out, list(leaves.values()), grad)
+    grads = torch.autograd.grad(out, list(leaves.values()), grad.cpu().double())
     return {"out": out.detach(), **dict(zip(args, grads, strict=True))}
 
 
 def check(args: dict[str, Tensor], unit: float | None = None, **options: Any) -> None:
-    got = run(args, BACKEND, **options)
-    want = expected_of(args, got["out"], **options)
     dtype = args["input"].dtype
     # Sums of n products in fp32 err by far less than n roundoffs; narrow results are rounded once,
     # and gradients see a rounded kernel, output or gradient of the sums before that.
     floor = {torch.float64: 1e-13}.get(dtype, 3e-6)
     unit = ROUNDOFF[dtype] if unit is None else unit
+    grad = random_gradient(args, tolerance=max(floor, 2 * unit), **options)
+    got, want = run(args, BACKEND, grad, **options), expected_of(args, grad, **options)
     assert max_error(got["out"].cpu(), want["out"]) <= max(floor, 2 * unit), "output"
     for name in args:
         assert got[name].dtype == args[name].dtype
@@ -118,14 +132,36 @@ PATHS = {
 def test_against_float64(path: str, dtype: torch.dtype, channels_last: bool) -> None:
     channels, kernel, groups, options = PATHS[path]
     args = problem(2, channels, (17, 35), kernel, groups, dtype, channels_last)
-    check(args, **options)
+    check(args, groups=groups, **options)
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_tf32(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     channels, kernel, groups, options = PATHS[path]
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    check(problem(2, channels, (17, 35), kernel, groups), TF32, **options)
+    args = problem(2, channels, (17, 35), kernel, groups)
+    check(args, TF32, groups=groups, **options)
+
+
+def test_switches_of_tf32() -> None:
+    """Either of PyTorch's; a compiled function follows them, too."""
+    args = problem(2, (64, 64), (17, 35))
+    want = expected_of(args, torch.zeros(2, 64, 17, 35), padding=1)["out"]
+
+    def convolve(args: dict[str, Tensor]) -> Tensor:
+        return dasr_ops.dynamic_conv2d(**args, padding=1)
+
+    cudnn = torch.backends.cudnn
+    try:
+        for call in (convolve, torch.compile(convolve, fullgraph=True, backend="aot_eager")):
+            for allowed in (True, False):
+                cudnn.allow_tf32 = allowed
+                assert (max_error(call(args).cpu(), want) > 3e-5) == allowed
+            for precision in ("tf32", "ieee"):
+                cudnn.conv.fp32_precision = precision
+                assert (max_error(call(args).cpu(), want) > 3e-5) == (precision == "tf32")
+    finally:
+        cudnn.allow_tf32 = False
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -134,8 +170,9 @@ def test_no_less_exact_than_grouped_convolution(dtype: torch.dtype) -> None:
     for path in ("body", "first", "last", "1x1", "stride"):
         channels, kernel, groups, options = PATHS[path]
         args = problem(4, channels, (33, 35), kernel, groups, dtype, True)
-        ours, theirs = run(args, BACKEND, **options), run(args, "eager", **options)
-        want = expected_of(args, ours["out"], **options)
+        grad = random_gradient(args, **options)
+        ours, theirs = run(args, BACKEND, grad, **options), run(args, "eager", grad, **options)
+        want = expected_of(args, grad, **options)
         for name in want:
             error = rms_error(ours[name].cpu(), want[name])
             # Equal methods differ by chance.
@@ -152,7 +189,7 @@ def test_residual_and_its_gradient() -> None:
 @pytest.mark.parametrize("batch", [0, 1, 257])
 def test_batches(batch: int) -> None:
     args = problem(batch, (16, 16), (5, 4), dtype=torch.bfloat16)
-    got = run(args, BACKEND, padding=1)
+    got = run(args, BACKEND, torch.randn_like(args["input"]), padding=1)
     assert got["out"].shape == (batch, 16, 5, 4)
     if batch:
         check(args, padding=1)
@@ -160,7 +197,7 @@ def test_batches(batch: int) -> None:
 
 def test_more_samples_than_a_grid_has_rows() -> None:
     args = problem(70_001, (8, 8), (1, 1), (1, 1), dtype=torch.float16)
-    got = run(args, BACKEND)
+    got = run(args, BACKEND, torch.randn_like(args["input"]))
     mixed = torch.einsum("bk,koi->boi", args["routing_weights"], args["weight"].flatten(2))
     bias = args["routing_weights"].double() @ args["bias"].double()
     want = torch.einsum("boi,bi->bo", mixed.double(), args["input"].flatten(1).double()) + bias
@@ -180,12 +217,18 @@ def test_more_than_two_to_the_31_elements() -> None:
     assert torch.equal(out[:, :, -32:, -32:], corner[:, :, -32:, -32:])
 
 
-def test_same_bits_on_every_run() -> None:
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_same_bits_on_every_run(deterministic: bool) -> None:
+    """With PyTorch's switch and without it, which must not be an error either."""
     args = problem(6, (64, 64), (64, 64), dtype=torch.bfloat16, channels_last=True)
-    first = run(args, BACKEND, padding=1, activation="relu")
-    for _ in range(4):
-        again = run(args, BACKEND, padding=1, activation="relu")
-        assert all(torch.equal(first[name], again[name]) for name in first)
+    grad = torch.randn_like(args["input"])
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        runs = [run(args, BACKEND, grad, padding=1, activation="relu") for _ in range(5)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for again in runs[1:]:
+        assert all(torch.equal(runs[0][name], again[name]) for name in again)
 
 
 def test_zero_routing_skips_expert() -> None:
@@ -219,13 +262,18 @@ def test_nothing_synchronises() -> None:
 
 
 def test_on_another_stream() -> None:
-    call = step(problem(dtype=torch.bfloat16))
-    expected = call()
+    args = problem(dtype=torch.bfloat16)
+    call = step(args)
+    call()
+    other_input = torch.randn_like(args["input"])
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)
+        args["input"].copy_(other_input)  # what does not wait for the stream reads the old one
         other = call()
     torch.cuda.current_stream().wait_stream(stream)
+    expected = call()
     assert all(torch.equal(expected[name], other[name]) for name in expected)
 
 
@@ -241,31 +289,39 @@ def test_in_a_cuda_graph() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = call()
-    args["input"].copy_(torch.randn_like(args["input"]))
-    graph.replay()
-    expected = call()
-    assert all(torch.equal(expected[name], captured[name]) for name in expected)
+    for _ in range(2):
+        for value in args.values():
+            value.copy_(torch.randn_like(value))
+        graph.replay()
+        expected = call()
+        assert all(torch.equal(expected[name], captured[name]) for name in expected)
 
 
 def test_compiled_with_reduced_overhead() -> None:
     layer = dasr_ops.DynamicConv2d(64, 64, 3, padding=1, num_experts=5).to(DEVICE)
     compiled = torch.compile(layer, fullgraph=True, mode="reduce-overhead")
-    x, a = torch.randn(2, 64, 17, 19, device=DEVICE), torch.rand(2, 5, device=DEVICE)
-    for _ in range(3):
-        torch.compiler.cudagraph_mark_step_begin()
-        got = compiled(x, a)
-        got.square().mean().backward()
-        got = got.detach().clone()
-    assert torch.allclose(got, layer(x, a), atol=1e-5)
+    for _ in range(4):  # eager, recorded, replayed
+        x, a = torch.randn(2, 64, 17, 19, device=DEVICE), torch.rand(2, 5, device=DEVICE)
+        results = []
+        for module in (layer, compiled):
+            torch.compiler.cudagraph_mark_step_begin()
+            layer.zero_grad()  # gradients in the memory of a graph live until its next run
+            out = module(x, a)
+            out.square().mean().backward()
+            grads = [p.grad.clone() for p in layer.parameters()]
+            results.append([out.detach().clone(), *grads])
+        for got, want in zip(*results, strict=True):
+            assert torch.allclose(got, want, atol=1e-5)
 
 
 def test_under_autocast() -> None:
     args = problem()
+    grad = random_gradient(args, torch.bfloat16, padding=1)
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
-        got = run(args, BACKEND, padding=1)
+        got = run(args, BACKEND, grad, padding=1)
     assert got["out"].dtype == torch.bfloat16
     assert all(got[name].dtype == torch.float32 for name in args)
-    want = expected_of(args, got["out"], padding=1)
+    want = expected_of(args, grad, padding=1)
     for name in want:
         assert rms_error(got[name].cpu(), want[name]) <= 4 * ROUNDOFF[torch.bfloat16], name
 
@@ -275,6 +331,7 @@ def test_on_the_second_device() -> None:
         pytest.skip("one device")
     args = {k: v.to("cuda:1") for k, v in problem(dtype=torch.bfloat16).items()}
     check(args, padding=1)
+    assert torch.cuda.current_device() == 0
 
 
 def test_memory_of_a_layer() -> None:

@@ -345,6 +345,9 @@ def test_small_shared_memory():
         check_forward((1, 72, 17, 35), (72, 72, 7, 7), padding=(3,) * 4, multiprocessors=1)
         check_forward((1, 72, 17, 35), (72, 72, 3, 3), dilation=(7, 7), padding=(7,) * 4)
         check_forward((1, 64, 17, 35), (3, 64, 7, 7), F32, tf32=True, padding=(3,) * 4)
+        # Halos that would fit if there were no biases.
+        check_forward((1, 16, 18, 245), (40, 16, 3, 18), dilation=(1, 5))
+        check_forward((1, 16, 35, 113), (3, 16, 4, 8), dilation=(1, 7))
     finally:
         calls.module().set_shared_limit(227 * 1024)
 

@@ -221,6 +221,18 @@ def test_mixed_dtypes(backend: str) -> None:
     assert max_error(actual, expected) <= 3 * ROUNDOFF[torch.bfloat16]
 
 
+@pytest.mark.parametrize("groups", [1, 6])
+def test_kernels_wider_than_sums(backend: str, groups: int) -> None:
+    args = {
+        "input": torch.randn(2, 6, 9, 7),
+        "weight": torch.randn(2, 6, 6 // groups, 3, 3, dtype=torch.float64) / 7,
+        "bias": torch.randn(2, 6, dtype=torch.float64),
+        "padding": 1,
+        "groups": groups,
+    }
+    check(args, backend, torch.float32, op="per_sample")
+
+
 def test_zero_routing_skips_expert() -> None:
     if "cpu" not in dasr_ops.backends() or not dasr_ops.backends()["cpu"].startswith("available"):
         pytest.skip("the extension is not built")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 
 import dasr_ops
 from dasr_ops import DynamicConv2d
 from dasr_ops._arguments import ConvOptions
-from dasr_ops._library import SCHEMAS, unpack_mask
+from dasr_ops._library import _TORCH, SCHEMAS, unpack_mask
 
 CPU = dasr_ops.backends()["cpu"].startswith("available")
 needs_extension = pytest.mark.skipif(not CPU, reason="the extension is not built")
@@ -107,6 +110,29 @@ def test_opcheck_others() -> None:
         )
 
 
+@pytest.mark.parametrize("size", [(0, 3, 5, 4), (2, 3, 5, 4)])
+def test_fake_kernels_agree_on_types_and_strides(backend: str, size: tuple[int, ...]) -> None:
+    """Also where there is nothing to sum, and for gradients that are not wanted."""
+    namespace = {"cpu": "dasr_ops", "emulated": "dasr_ops_emulated"}.get(backend)
+    if namespace is None:
+        pytest.skip("no operator")
+    x = torch.randn(size, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    for out_channels in (0, 4):
+        weight, bias = torch.randn(3, out_channels, 3, 3, 3), torch.randn(3, out_channels)
+        grad = torch.randn(size[0], out_channels, 5, 4, dtype=torch.bfloat16)
+        routing = torch.randn(size[0], 3)
+        op = getattr(torch.ops, namespace).dynamic_conv2d_backward.default
+        for wanted in ([True] * 4, [True, False, False, False], [False] * 4):
+            args = (grad, x, weight, routing, bias, None, None, *PLAIN, wanted, False, False)
+            torch.library.opcheck(op, args, test_utils="test_faketensor")
+            real = op(*args)
+            with FakeTensorMode() as mode:
+                fake = op(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in args))
+            for got, want in zip(fake, real, strict=True):
+                assert (got.dtype, got.shape) == (want.dtype, want.shape)
+                assert got.stride() == want.stride()
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_gradcheck(backend: str, name: str) -> None:
     t = tensors()
@@ -160,6 +186,37 @@ def test_mask_bits_follow_memory_order() -> None:
         assert torch.equal(unpack_mask(mask, values.shape, memory_format), values > 0)
 
 
+@pytest.mark.parametrize("options", [OPTIONS["residual"], OPTIONS["relu"]], ids=["mask", "output"])
+@pytest.mark.parametrize("moved", ["input", "output", "all"])
+def test_saved_tensors_may_change_their_strides(
+    backend: str, options: ConvOptions, moved: str
+) -> None:
+    """As torch.autograd.graph.save_on_cpu(pin_memory=True) lets them."""
+
+    def pack(saved: Tensor) -> Tensor:
+        chosen = moved == "all" or (saved.shape[2:] == t["input"].shape[2:]) == (moved == "input")
+        return torch.empty(saved.shape, dtype=saved.dtype).copy_(saved) if chosen else saved
+
+    t = tensors()
+    t["input"] = t["input"].detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    has_residual = options is OPTIONS["residual"]
+    extra = {"residual": torch.randn(2, 4, 5, 4, dtype=torch.float64)} if has_residual else {}
+    results = []
+    for hooks in (nullcontext(), saved_tensors_hooks(pack, lambda saved: saved)):
+        with dasr_ops.use_backend(backend):
+            with hooks:
+                # Not the leaf itself, which hooks pass by.
+                values = {name: value.clone() for name, value in t.items()}
+                out = call("", options, **values, **extra)
+            torch.manual_seed(1)
+            grads = torch.autograd.grad(
+                out, list(t.values()), torch.randn_like(out), create_graph=True
+            )
+            results.append([*grads, *torch.autograd.grad(grads[0].square().sum(), t["weight"])])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+
+
 class Stack(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -202,6 +259,23 @@ def test_compile_with_inductor(backend: str) -> None:
         for size in ((8, 6), (5, 9)):
             x, routing = torch.randn(2, 3, *size), torch.randn(2, 3)
             torch.testing.assert_close(compiled(x, routing), net(x, routing))
+
+
+def test_compile_follows_the_tf32_switches() -> None:
+    """The newer one, too, by which convolutions and RNNs can differ."""
+    torch._dynamo.reset()
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    compiled = torch.compile(lambda x: x + _TORCH.allow_tf32, fullgraph=True, backend="eager")
+    try:
+        for precision in ("ieee", "tf32", "ieee"):
+            cudnn.conv.fp32_precision = precision
+            assert compiled(torch.zeros(1)).item() == (precision == "tf32")
+        for allowed in (False, True):
+            cudnn.allow_tf32 = allowed
+            assert compiled(torch.zeros(1)).item() == allowed
+    finally:
+        cudnn.allow_tf32 = before
 
 
 def test_export_with_dynamic_shapes(backend: str) -> None:

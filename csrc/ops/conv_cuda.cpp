@@ -128,10 +128,12 @@ SumGradients undo_epilogue(const Tensor& grad_output, const Tensor& input, const
 // The stable ABI has no addition.
 Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1); }
 
-// [B, O, I/g, kh, kw] in the kernels' type.
+// [B, O, I/g, kh, kw] in the kernels' type, or that of sums where that is narrower.
 Tensor per_sample_gradient(const Tensor& grad, const Tensor& input, const Kernels& kernels,
                            const ConvShape& shape, const Switches& switches) {
-  const ScalarType type = kernels.weight.scalar_type();
+  const ScalarType type = kernels.weight.scalar_type() == ScalarType::Double
+                              ? compute_type(input)
+                              : kernels.weight.scalar_type();
   const Tensor result = empty_like_device(input, size_vector(kernels.weight), type);
   const int64_t sample_bytes = int64_t{shape.out_channels} * shape.group_in() * shape.taps() *
                                static_cast<int64_t>(size_of(dtype_of(type)));

@@ -79,10 +79,13 @@ struct ConvOperators {
     }
     const auto zeros = [](bool want, const Tensor& like) -> Optional {
       if (!want) return std::nullopt;
-      return zeros_like_device(like, size_vector(like), ScalarType::Float);
+      return zeros_like_device(like, size_vector(like), like.scalar_type());
     };
     Gradients grads;
-    grads.input = zeros(wanted.input, input);
+    if (wanted.input) {
+      grads.input = zeros_like_device(input, size_vector(input), input.scalar_type(),
+                                      is_channels_last(input));
+    }
     grads.weight = zeros(wanted.weight, kernels.weight);
     if (kernels.routing) grads.routing = zeros(wanted.routing, *kernels.routing);
     if (kernels.bias) grads.bias = zeros(wanted.bias, *kernels.bias);

@@ -71,8 +71,8 @@ inline Tensor empty_like_device(const Tensor& like, const std::vector<int64_t>& 
 }
 
 inline Tensor zeros_like_device(const Tensor& like, const std::vector<int64_t>& size,
-                                ScalarType type) {
-  Tensor result = empty_like_device(like, size, type);
+                                ScalarType type, bool channels_last = false) {
+  Tensor result = empty_like_device(like, size, type, channels_last);
   torch::stable::zero_(result);
   return result;
 }
