@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (p.activation && p.mask != nullptr) {
 #pragma unroll
       for (int i = 0; i < kPixels; ++i) {
-        if (to[i] >= 0) positive[i] = p.mask[sign[i] / 32] >> (sign[i] % 32);
+        if (to[i] >= 0) positive[i] = p.mask[sign[i] / 8] >> (sign[i] % 8);
       }
     } else if (p.activation) {
       with_type<acc_t>(p.output.type, [&](auto type) {

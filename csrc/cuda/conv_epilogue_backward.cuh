@@ -94,7 +94,7 @@ __device__ __forceinline__ void load_spots(const Params& p, int64_t b, const Spo
     for (int i = 0; i < kSpots; ++i) {
       if (spots[i].c < 0) continue;
       const int64_t bit = spots[i].offset(b, p.output.stride);
-      const unsigned bits = p.mask[bit / 32] >> (bit % 32);
+      const unsigned bits = p.mask[bit / 8] >> (bit % 8);
       positive |= (bits & ((1u << kPack) - 1)) << (i * kPack);
     }
   } else if (p.activation) {

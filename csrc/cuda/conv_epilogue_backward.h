@@ -25,7 +25,7 @@ struct ConvEpilogueBackwardParams {
   bool activation = false;
   double negative_slope = 0;
   ConvTensor output;  // [B, O / r^2, H' * r, W' * r], dense
-  const uint32_t* mask = nullptr;
+  const uint8_t* mask = nullptr;  // one bit per element
 
   // Every element is written; null: not wanted.
   void* grad = nullptr;  // [B, H', W', O], dense

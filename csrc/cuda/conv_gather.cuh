@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kGatherThreads, kCols == 8       ? 4
   const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
   const GemmBlock block(p, g);
   const int n0 = block.n_tile * kCols;
-  const int phase_h = block.phase / g.w.phases, phase_w = block.phase % g.w.phases;
+  const int phase_h = block.phase / g.w.used_phases(), phase_w = block.phase % g.w.used_phases();
   const int width = g.w.pixels(phase_w);
   const int64_t n_pixels = static_cast<int64_t>(g.h.pixels(phase_h)) * width;
   const int64_t first = static_cast<int64_t>(block.tile) * kRows;

@@ -26,6 +26,8 @@ struct GemmAxis {
   __host__ __device__ int reach() const {
     return (taps - 1) * (tap_step < 0 ? -tap_step : tap_step);
   }
+  // Of a stride beyond the image most classes are empty: only these are launched.
+  __host__ __device__ int used_phases() const { return phases < result ? phases : result; }
   __device__ int pixels(int phase) const { return (result - phase + phases - 1) / phases; }
 };
 
@@ -71,7 +73,7 @@ struct GemmBlock {
     };
     n_tile = next(g.n_tiles);
     tile = next(g.pixel_tiles);
-    phase = next(g.h.phases * g.w.phases);
+    phase = next(g.h.used_phases() * g.w.used_phases());
     group = next(g.groups);
     sample = g.launch_sample + i;
     b = p.first_sample + sample;
@@ -140,8 +142,8 @@ cudaError_t launch_samples(Kernel kernel, const ConvGemmParams& p, GemmGeometry 
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     if (error != cudaSuccess) return error;
   }
-  const int64_t per_sample =
-      static_cast<int64_t>(g.n_tiles) * g.pixel_tiles * g.h.phases * g.w.phases * g.groups;
+  const int64_t per_sample = static_cast<int64_t>(g.n_tiles) * g.pixel_tiles * g.h.used_phases() *
+                             g.w.used_phases() * g.groups;
   if (per_sample > 0x7FFFFFFF) return cudaErrorInvalidConfiguration;
   const int64_t at_once = 0x7FFFFFFF / per_sample;
   for (int64_t b = 0; b < p.shape.batch; b += at_once) {

@@ -103,7 +103,7 @@ SumGradients undo_epilogue(const Tensor& grad_output, const Tensor& input, const
     const int64_t stride[4] = {c * h * w, channels_last ? 1 : h * w, channels_last ? w * c : w,
                                channels_last ? c : 1};
     std::copy(stride, stride + 4, params.output.stride);
-    params.mask = static_cast<const uint32_t*>(saved.mask->const_data_ptr());
+    params.mask = static_cast<const uint8_t*>(saved.mask->const_data_ptr());
   }
   params.grad_type = dtype_of(input);
   if (wants_sums && has_epilogue(options)) {

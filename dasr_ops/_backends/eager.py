@@ -101,7 +101,7 @@ def per_sample_conv2d(
             output = F.conv2d(padded, weight[0], first_bias, *rest, options.groups)
         else:
             output = F.conv2d(
-                padded.reshape(1, -1, *padded.shape[2:]),
+                padded.flatten(0, 1).unsqueeze(0),
                 weight.flatten(0, 1),
                 None if bias is None else bias.flatten(),
                 *rest,
