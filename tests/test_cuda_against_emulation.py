@@ -36,7 +36,7 @@ def test_every_launcher_has_an_entry() -> None:
     assert "aggregate_experts_backward" in declared  # declared over two lines
     listed = [kernel.launcher for kernel in KERNELS]
     assert len(set(listed)) == len(listed)
-    assert set(listed) >= declared, f"KERNELS of tests/cuda_kernels.py lacks {declared - {*listed}}"
+    assert set(listed) >= declared, f"KERNELS of tests/cuda_kernels lacks {declared - {*listed}}"
     assert set(listed) <= declared, f"no header declares {set(listed) - declared}"
 
 
