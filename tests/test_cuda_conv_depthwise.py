@@ -14,6 +14,7 @@ if build.missing():
 
 from .emulation import calls
 from .emulation.checks import (
+    EPILOGUES,
     bound_of_sum,
     check_guards,
     compare,
@@ -258,23 +259,6 @@ def test_expanded_and_cropped_inputs():
             magnitude = conv_reference(x.abs(), w.abs(), padding=(1, 1, 1, 1), groups=16)
             bound = rounded(bound_of_sum(magnitude, 9, BF16), expected, BF16)
             compare(name, out, expected, bound)
-
-
-EPILOGUES = {
-    "bias": dict(bias=True),
-    "mixed bias": dict(bias=True, experts=5),
-    "relu": dict(bias=True, experts=3, slope=0.0),
-    "leaky": dict(slope=0.2),
-    "negative slope": dict(bias=True, slope=-0.3, mask=True),
-    "residual": dict(bias=True, experts=2, residual=("nhwc", None), scale=0.7),
-    "residual of another layout": dict(residual=("nchw", F32), scale=-1.5),
-    "residual behind relu": dict(slope=0.0, residual=("nhwc", None), mask=True),
-    "shuffle": dict(bias=True, upscale=2),
-    "shuffle by 3": dict(upscale=3, slope=0.1),
-    "shuffle, relu, residual": dict(
-        upscale=2, slope=0.0, residual=("nhwc", None), scale=0.5, mask=True, bias=True, experts=4
-    ),
-}
 
 
 @pytest.mark.parametrize("format", ["nchw", "nhwc"])

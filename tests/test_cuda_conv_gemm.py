@@ -12,7 +12,15 @@ if build.missing():
     pytest.skip(build.missing(), allow_module_level=True)
 
 from .emulation import calls
-from .emulation.checks import bound_of_sum, check_guards, compare, guarded, random, rounded
+from .emulation.checks import (
+    EPILOGUES,
+    bound_of_sum,
+    check_guards,
+    compare,
+    guarded,
+    random,
+    rounded,
+)
 from .emulation.conv_gemm_calls import conv_gemm, conv_reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -250,23 +258,6 @@ def test_expanded_and_cropped_inputs():
         magnitude = conv_reference(x.abs(), w.abs(), padding=(1, 1, 1, 1))
         bound = rounded(bound_of_sum(magnitude, 144, BF16, False), expected, BF16)
         compare(name, out, expected, bound)
-
-
-EPILOGUES = {
-    "bias": dict(bias=True),
-    "mixed bias": dict(bias=True, experts=5),
-    "relu": dict(bias=True, experts=3, slope=0.0),
-    "leaky": dict(slope=0.2),
-    "negative slope": dict(bias=True, slope=-0.3, mask=True),
-    "residual": dict(bias=True, experts=2, residual=("nhwc", BF16), scale=0.7),
-    "residual of another layout": dict(residual=("nchw", F32), scale=-1.5),
-    "residual behind relu": dict(slope=0.0, residual=("nhwc", BF16), mask=True),
-    "shuffle": dict(bias=True, upscale=2),
-    "shuffle by 3": dict(upscale=3, slope=0.1),
-    "shuffle, relu, residual": dict(
-        upscale=2, slope=0.0, residual=("nhwc", BF16), scale=0.5, mask=True, bias=True, experts=4
-    ),
-}
 
 
 @pytest.mark.parametrize("format", ["nchw", "nhwc"])

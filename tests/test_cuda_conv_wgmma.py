@@ -15,6 +15,15 @@ if build.missing():
 from . import test_cuda_conv_gemm as gemm
 from .cuda_kernels.convolution import CONVOLUTION
 from .emulation import calls, operators
+from .emulation.checks import (
+    EPILOGUES,
+    bound_of_sum,
+    check_guards,
+    compare,
+    guarded,
+    random,
+    rounded,
+)
 from .emulation.conv_gemm_calls import conv_gemm, conv_reference, torch_memory
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -102,20 +111,20 @@ def test_any_layout_of_the_output(out_format):
 
 def test_any_alignment_of_the_output():
     torch.manual_seed(0)
-    x, w = gemm.random((1, 32, 9, 9), "nhwc", BF16), torch.randn(1, 64, 32, 3, 3).bfloat16()
+    x, w = random((1, 32, 9, 9), "nhwc", BF16), torch.randn(1, 64, 32, 3, 3).bfloat16()
     results = []
     for offset in (0, 1, 4):
-        out, guard = gemm.guarded((1, 64, 9, 9), "nhwc", BF16, offset)
+        out, guard = guarded((1, 64, 9, 9), "nhwc", BF16, offset)
         conv_wgmma(x, w, out, tuple(x.shape), **SAME3)
-        gemm.check_guards(guard)
+        check_guards(guard)
         results.append(out)
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
 @pytest.mark.parametrize("out_format", ["nchw", "nhwc"])
-@pytest.mark.parametrize("epilogue", gemm.EPILOGUES)
+@pytest.mark.parametrize("epilogue", EPILOGUES)
 def test_epilogues(epilogue, out_format):
-    options = gemm.EPILOGUES[epilogue]
+    options = EPILOGUES[epilogue]
     check_forward((2, 32, 9, 11), (72, 32, 3, 3), out_format=out_format, **SAME3, **options)
 
 
@@ -128,7 +137,7 @@ def test_every_kernel_has_its_own_biases():
 @pytest.mark.parametrize("order", ["reverse", "shuffled"])
 def test_order_of_threads_does_not_matter(order):
     torch.manual_seed(0)
-    x = gemm.random((2, 32, 33, 20), "nhwc", BF16)
+    x = random((2, 32, 33, 20), "nhwc", BF16)
     w = torch.randn(2, 96, 32, 3, 3).bfloat16()
     results = []
     for o, multiprocessors in (("forward", 132), (order, 132), (order, 2)):
@@ -143,7 +152,7 @@ def test_order_of_threads_does_not_matter(order):
 def test_the_same_sums_as_by_mma():
     """Products of small integers add up exactly, whatever their order."""
     torch.manual_seed(0)
-    x = gemm.random((1, 64, 17, 9), "nhwc", BF16).copy_(torch.randint(-4, 5, (1, 64, 17, 9)))
+    x = random((1, 64, 17, 9), "nhwc", BF16).copy_(torch.randint(-4, 5, (1, 64, 17, 9)))
     w = torch.randint(-4, 5, (1, 64, 64, 3, 3)).bfloat16()
     results = [torch_memory((1, 64, 17, 9), "nhwc", BF16).fill_(math.nan) for _ in range(2)]
     conv_wgmma(x, w, results[0], tuple(x.shape), **SAME3)
@@ -163,19 +172,19 @@ def test_nothing_outside_of_the_image_is_read():
 
 def test_expanded_samples():
     torch.manual_seed(0)
-    x = gemm.random((1, 32, 9, 9), "nhwc", BF16).expand(3, -1, -1, -1)
+    x = random((1, 32, 9, 9), "nhwc", BF16).expand(3, -1, -1, -1)
     w = torch.randn(3, 64, 32, 3, 3).bfloat16()
     out = torch.full((3, 64, 9, 9), math.nan, dtype=BF16)
     conv_wgmma(x, w, out, tuple(x.shape), **SAME3)
     magnitude = conv_reference(x.abs(), w.abs(), **SAME3)
     expected = conv_reference(x, w, **SAME3)
-    bound = gemm.bound_of_sum(magnitude, 288, BF16, False)
-    gemm.check("out", out, expected, gemm.rounded(bound, expected, BF16))
+    bound = bound_of_sum(magnitude, 288, BF16, False)
+    compare("out", out, expected, rounded(bound, expected, BF16))
 
 
 def test_some_of_the_samples():
     torch.manual_seed(0)
-    x, w = gemm.random((3, 32, 9, 9), "nhwc", BF16), torch.randn(3, 64, 32, 3, 3).bfloat16()
+    x, w = random((3, 32, 9, 9), "nhwc", BF16), torch.randn(3, 64, 32, 3, 3).bfloat16()
     bias = torch.randn(3, 64)
     results = [torch.zeros(3, 64, 9, 9, dtype=BF16) for _ in range(2)]
     conv_wgmma(x, w, results[0], (3, 32, 9, 9), bias=bias, **SAME3)
@@ -185,7 +194,7 @@ def test_some_of_the_samples():
 
 
 def test_special_values_stay_where_they_are():
-    x = gemm.random((1, 32, 9, 20), "nhwc", BF16)
+    x = random((1, 32, 9, 20), "nhwc", BF16)
     x[0, 3, 4, 5], x[0, 7, 0, 0] = math.nan, math.inf
     w = (torch.rand(1, 64, 32, 3, 3) + 0.5).bfloat16()
     out = torch.empty(1, 64, 9, 20, dtype=BF16)
@@ -257,7 +266,7 @@ def test_the_cases_for_a_device_are_served():
 def test_operators_choose_by_name(monkeypatch):
     operators.backend()
     torch.manual_seed(0)
-    x = gemm.random((1, 64, 17, 19), "nhwc", F16)
+    x = random((1, 64, 17, 19), "nhwc", F16)
     w, bias = torch.randn(1, 64, 64, 3, 3).half(), torch.randn(1, 64)
     results = {}
     for choice in ("", "mma", "wgmma"):

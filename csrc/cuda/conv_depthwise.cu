@@ -20,11 +20,6 @@ bool valid(const ConvShape& s) {
          s.stride_w >= 1;
 }
 
-GemmAxis axis(bool transposed, int taps, int stride, int pad, int dilation, int in, int out) {
-  if (transposed) return {taps, stride, 1, pad, -dilation, out, in};
-  return {taps, 1, stride, -pad, dilation, in, out};
-}
-
 // Whether neighbouring channels are nearer to each other than neighbouring pixels are.
 bool lanes_along_channels(const int64_t (&stride)[4], int channels) {
   return channels > 1 && std::abs(stride[1]) < std::abs(stride[3]);
@@ -101,10 +96,10 @@ cudaError_t conv_depthwise(const ConvDepthwiseParams& p, cudaStream_t stream) {
   }
   const DType type = p.source.type;
   DepthwiseGeometry g = {};
-  g.h = axis(p.transposed, s.kernel_h, s.stride_h, s.pad_top, s.dilation_h, s.in_height,
-             s.out_height);
-  g.w =
-      axis(p.transposed, s.kernel_w, s.stride_w, s.pad_left, s.dilation_w, s.in_width, s.out_width);
+  g.h = gemm_axis(p.transposed, s.kernel_h, s.stride_h, s.pad_top, s.dilation_h, s.in_height,
+                  s.out_height);
+  g.w = gemm_axis(p.transposed, s.kernel_w, s.stride_w, s.pad_left, s.dilation_w, s.in_width,
+                  s.out_width);
   g.channels = p.transposed ? s.in_channels : s.out_channels;
   g.multiplier = s.out_channels / s.groups;
   if (s.batch == 0 || g.channels == 0 || g.h.result == 0 || g.w.result == 0) return cudaSuccess;

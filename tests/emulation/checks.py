@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,32 @@ from .conv_gemm_calls import torch_memory
 
 GUARD = 64
 Guard = tuple[Tensor, int, int]
+
+
+# Options of what follows a convolution, for the tests' check_forward; a residual is its layout and
+# type (None: that of the input).
+EPILOGUES: dict[str, dict[str, Any]] = {
+    "bias": {"bias": True},
+    "mixed bias": {"bias": True, "experts": 5},
+    "relu": {"bias": True, "experts": 3, "slope": 0.0},
+    "leaky": {"slope": 0.2},
+    "negative slope": {"bias": True, "slope": -0.3, "mask": True},
+    "residual": {"bias": True, "experts": 2, "residual": ("nhwc", None), "scale": 0.7},
+    "narrow residual": {"residual": ("nhwc", torch.bfloat16)},
+    "residual of another layout": {"residual": ("nchw", torch.float32), "scale": -1.5},
+    "residual behind relu": {"slope": 0.0, "residual": ("nhwc", None), "mask": True},
+    "shuffle": {"bias": True, "upscale": 2},
+    "shuffle by 3": {"upscale": 3, "slope": 0.1},
+    "shuffle, relu, residual": {
+        "upscale": 2,
+        "slope": 0.0,
+        "residual": ("nhwc", None),
+        "scale": 0.5,
+        "mask": True,
+        "bias": True,
+        "experts": 4,
+    },
+}
 
 
 def guarded(

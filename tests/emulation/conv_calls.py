@@ -77,6 +77,30 @@ def conv_bias(
     return p
 
 
+def conv_epilogue(
+    bias: Tensor | None = None,
+    routing: Tensor | None = None,
+    upscale: int = 1,
+    negative_slope: float | None = None,
+    residual: Tensor | None = None,
+    residual_scale: float = 1.0,
+    mask: Tensor | None = None,
+    m: ModuleType | None = None,
+) -> object:
+    """A ConvEpilogue."""
+    m = m or module()
+    e = m.ConvEpilogue()
+    e.bias = conv_bias(bias, routing, m)
+    e.upscale = upscale
+    e.activation = negative_slope is not None
+    e.negative_slope = negative_slope or 0.0
+    e.residual = conv_tensor(residual, m)
+    e.residual_scale = residual_scale
+    if mask is not None:
+        e.mask = mask.data_ptr()
+    return e
+
+
 @contextmanager
 def guarded_workspace(size: int) -> Iterator[int]:
     """The address of `size` bytes of NaN, all of which must be written, and none behind them."""

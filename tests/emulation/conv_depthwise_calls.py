@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .calls import module
-from .conv_calls import conv_bias, conv_shape, conv_tensor, dtype, guarded_workspace
+from .conv_calls import conv_epilogue, conv_shape, conv_tensor, dtype, guarded_workspace
 
 Pair = tuple[int, int]
 
@@ -20,13 +22,7 @@ def conv_depthwise(
     dilation: Pair = (1, 1),
     *,
     transposed: bool = False,
-    bias: Tensor | None = None,
-    routing: Tensor | None = None,
-    upscale: int = 1,
-    negative_slope: float | None = None,
-    residual: Tensor | None = None,
-    residual_scale: float = 1.0,
-    mask: Tensor | None = None,
+    **epilogue: Any,
 ) -> None:
     """Fills `out` with the convolution of `source` by weight [B, O, 1, kh, kw], or (transposed)
     with the gradient of the input of size `input_size`, `source` being that of the sums."""
@@ -38,16 +34,7 @@ def conv_depthwise(
     p.transposed = transposed
     p.source = conv_tensor(source)
     p.weight, p.weight_type = weight.data_ptr(), dtype(m, weight.dtype)
-    e = m.ConvEpilogue()
-    e.bias = conv_bias(bias, routing)
-    e.upscale = upscale
-    e.activation = negative_slope is not None
-    e.negative_slope = negative_slope or 0.0
-    e.residual = conv_tensor(residual)
-    e.residual_scale = residual_scale
-    if mask is not None:
-        e.mask = mask.data_ptr()
-    p.epilogue = e
+    p.epilogue = conv_epilogue(**epilogue)
     p.out, p.out_stride = out.data_ptr(), list(out.stride())
     m.conv_depthwise(p)
 

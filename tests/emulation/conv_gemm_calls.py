@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .calls import module
-from .conv_calls import conv_bias, conv_shape, conv_tensor, dtype
+from .conv_calls import conv_epilogue, conv_shape, conv_tensor, dtype
 
 
 def pack(weight: Tensor, groups: int, transposed: bool) -> Tensor:
@@ -34,20 +36,15 @@ def conv_gemm(
     *,
     transposed: bool = False,
     allow_tf32: bool = False,
-    bias: Tensor | None = None,
-    routing: Tensor | None = None,
-    upscale: int = 1,
-    negative_slope: float | None = None,
-    residual: Tensor | None = None,
-    residual_scale: float = 1.0,
-    mask: Tensor | None = None,
     multiprocessors: int = 132,
     first_sample: int = 0,
     launcher: str = "conv_gemm",
+    **epilogue: Any,
 ) -> bool | None:
     """Fills `out` with the convolution of `source` by weight [B, O, I/g, kh, kw], or (transposed)
     with the gradient of the input of size `input_size`, `source` being that of the sums.
-    `launcher` may also be conv_wgmma or what says whether that serves."""
+    `launcher` may also be conv_wgmma or what says whether that serves; `epilogue` is for
+    `conv_epilogue`."""
     m = module()
     p = m.ConvGemmParams()
     p.shape = conv_shape(input_size, tuple(weight.shape), stride, padding, dilation, groups)
@@ -61,16 +58,7 @@ def conv_gemm(
     if not flat:
         packed.tap_stride, packed.row_stride = kernels.stride()[1:3]
     p.kernels = packed
-    e = m.ConvEpilogue()
-    e.bias = conv_bias(bias, routing)
-    e.upscale = upscale
-    e.activation = negative_slope is not None
-    e.negative_slope = negative_slope or 0.0
-    e.residual = conv_tensor(residual)
-    e.residual_scale = residual_scale
-    if mask is not None:
-        e.mask = mask.data_ptr()
-    p.epilogue = e
+    p.epilogue = conv_epilogue(**epilogue)
     p.out, p.out_stride = out.data_ptr(), list(out.stride())
     p.multiprocessors, p.first_sample = multiprocessors, first_sample
     return getattr(m, launcher)(p)
