@@ -102,7 +102,7 @@ def instructions(cubin: Path) -> dict[str, Counter[str]]:
     for part in re.split(r"(?m)^\s*\.section\s+\.text\.", text)[1:]:
         name, _, code = part.partition(",")
         found[demangle(name).strip()] = Counter(
-            re.findall(r"(?m)^\s*(?:/\*\w+\*/)?\s*(?:@!?U?P\d\s+)?([A-Z][A-Z0-9_.]+)", code)
+            re.findall(r"(?m)^\s*(?:/\*\w+\*/)?\s*(?:@!?U?P\d\s+)?([A-Z][A-Zx0-9_.]+)", code)
         )
     return found
 
