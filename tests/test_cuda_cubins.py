@@ -40,10 +40,11 @@ BUDGETS = {
     r"conv_depthwise_kernel<.*, 0>": (256, 3),
     r"conv_depthwise_weight_kernel<.*, (0|3|5)>": (256, 2),
     r"conv_depthwise_weight_kernel<.*, 7>": (256, 1),
-    r"conv_epilogue_backward": (256, 2),
+    r"conv_epilogue_backward.*<float>": (256, 2),
+    r"conv_epilogue_backward.*<double>": (256, 1),
     r"aggregate_experts_kernel<": (128, 3),
     r"aggregate_experts_backward_kernel<": (128, 2),
-    r"reduce_(few_)?splits_kernel<": (256, 8),
+    r"reduce_(few_)?splits_kernel<": (256, 6),  # 1536 threads: all of sm_86
 }
 # Of the kernels on tensor cores, by their operand type.
 INSTRUCTIONS = {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "convert.cuh"
+#include "mix_experts.cuh"
 #include "reduce_splits.h"
 
 namespace dasr {
@@ -18,16 +18,14 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // ---- forward ----
 
-constexpr int kSamples = 8;       // that share one read of the experts
-constexpr int kExpertChunk = 32;  // experts whose routing is staged at a time: one bit each
+constexpr int kSamples = 8;  // that share one read of the experts
 
 // Grid: x walks over tiles of N, y over groups of samples.
 template <class acc_t, bool kVector>
 __global__ void __launch_bounds__(kNThreads)
     aggregate_experts_kernel(AggregateExpertsParams p, int64_t n_tiles, int samples_per_group) {
-  constexpr int kInFlight = sizeof(acc_t) == 4 ? 8 : 2;  // experts loaded together
   DASR_SHARED(routing, acc_t[kExpertChunk][kSamples]);
-  const int tid = threadIdx.x, lane = tid % 32;
+  const int tid = threadIdx.x;
 
   for (int64_t b0 = static_cast<int64_t>(blockIdx.y) * samples_per_group; b0 < p.batch;
        b0 += static_cast<int64_t>(gridDim.y) * samples_per_group) {
@@ -36,45 +34,12 @@ __global__ void __launch_bounds__(kNThreads)
     for (int64_t tile = blockIdx.x; tile < n_tiles; tile += gridDim.x) {
       const Slice<kVector, kNThreads> slice(tile, tid, p.numel);
       acc_t acc[kSamples][kWidth] = {};
-      for (int64_t k0 = 0; k0 < p.experts; k0 += kExpertChunk) {
-        if (p.experts > kExpertChunk || tile == blockIdx.x) {
-          __syncthreads();  // the previous chunk has been read
-          for (int i = tid; i < kExpertChunk * kSamples; i += kNThreads) {
-            const int b = i / kExpertChunk, k = i % kExpertChunk;
-            const bool exists = b < n_samples && k0 + k < p.experts;
-            routing[k][b] = exists ? load_element<acc_t>(p.routing, p.routing_type,
-                                                         (b0 + b) * p.experts + k0 + k)
-                                   : acc_t(0);
-          }
-          __syncthreads();
-        }
-        bool used = false;
-        for (int b = 0; b < kSamples; ++b) used |= routing[lane][b] != 0;
-        unsigned to_do = __ballot_sync(~0u, used);
-        while (to_do != 0) {
-          int expert[kInFlight];
-#pragma unroll
-          for (int i = 0; i < kInFlight; ++i) {
-            expert[i] = __ffs(to_do) - 1;  // -1: no more
-            to_do &= to_do - 1;
-          }
-          acc_t weight[kInFlight][kWidth];
-          slice.load(
-              p.weight, p.weight_type,
-              [&](int i) -> int64_t { return expert[i] < 0 ? -1 : k0 + expert[i]; }, weight);
-#pragma unroll
-          for (int i = 0; i < kInFlight; ++i) {
-            if (expert[i] < 0) break;
-#pragma unroll
-            for (int b = 0; b < kSamples; ++b) {
-              const acc_t a = routing[expert[i]][b];
-              if (a == 0) continue;  // 0 * NaN is not 0
-#pragma unroll
-              for (int j = 0; j < kWidth; ++j) acc[b][j] = fma(a, weight[i][j], acc[b][j]);
-            }
-          }
-        }
-      }
+      mix_experts<acc_t, kNThreads>(
+          p.routing, p.routing_type, p.experts, b0, n_samples, tile == blockIdx.x, routing,
+          [&](auto expert_of, auto& weight) {
+            slice.load(p.weight, p.weight_type, expert_of, weight);
+          },
+          acc);
       slice.store(p.out, p.out_type, b0, n_samples, acc);
     }
   }

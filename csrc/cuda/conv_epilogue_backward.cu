@@ -14,7 +14,7 @@ using namespace epilogue_backward;
 // ---- channels_last throughout: vectors, from memory to memory ----
 
 template <class acc_t>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, sizeof(acc_t) == 8 ? 1 : 2)
     conv_epilogue_backward_vectors_kernel(const Params p, const Geometry g) {
   constexpr int kWide = kVector<acc_t>, kPixels = kTile / kWide / kThreads;  // of a thread
   DASR_SHARED(sums, acc_t[kWarps][64]);

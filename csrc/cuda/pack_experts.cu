@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "convert.cuh"
+#include "mix_experts.cuh"
 
 namespace dasr {
 namespace {
@@ -10,7 +10,6 @@ namespace {
 constexpr int kNThreads = 256;
 constexpr int kNWarps = kNThreads / 32;
 constexpr int64_t kMaxGrid = 4096;  // blocks; they walk over the tiles
-constexpr int kExpertChunk = 32;    // experts whose routing is staged at a time: one bit each
 
 // A tile is 16 output channels by some input channels by up to kMaxTaps taps. The weight is read
 // along memory, [row][column][tap]; shared memory turns it around, so that rows of k are written
@@ -155,52 +154,17 @@ __device__ __forceinline__ void mix_tile(const PackLaunch& p, const TiledLayer& 
                                          const Tile& tile,
                                          acc_t (&routing)[kExpertChunk][kMaxSamples],
                                          unsigned char* memory) {
-  constexpr int kInFlight = sizeof(acc_t) == 4 ? 8 : 2;  // experts loaded together
-  const int tid = threadIdx.x, lane = tid % 32;
+  const int tid = threadIdx.x;
   const int per_row = (tile.n_columns * tile.n_taps + kWidth - 1) / kWidth;
   for (int first = 0; first < tile.n_rows * per_row; first += kNThreads) {
     const Neighbours own(layer, tile, first + tid);
     acc_t acc[kMaxSamples][kWidth] = {};
     if (p.routing == nullptr) {
       own.load(layer, [&](int b) -> int64_t { return b < tile.n_samples ? tile.b + b : -1; }, acc);
-    }
-    for (int64_t k0 = 0; p.routing != nullptr && k0 < p.experts; k0 += kExpertChunk) {
-      if (first == 0 || p.experts > kExpertChunk) {
-        __syncthreads();  // the previous chunk has been read
-        for (int i = tid; i < kExpertChunk * kMaxSamples; i += kNThreads) {
-          const int b = i / kExpertChunk, k = i % kExpertChunk;
-          const bool exists = b < tile.n_samples && k0 + k < p.experts;
-          routing[k][b] = exists ? load_element<acc_t>(p.routing, p.routing_type,
-                                                       (tile.b + b) * p.experts + k0 + k)
-                                 : acc_t(0);
-        }
-        __syncthreads();
-      }
-      bool used = false;
-      for (int b = 0; b < kMaxSamples; ++b) used |= routing[lane][b] != 0;
-      unsigned to_do = __ballot_sync(~0u, used);
-      while (to_do != 0) {
-        int expert[kInFlight];
-#pragma unroll
-        for (int i = 0; i < kInFlight; ++i) {
-          expert[i] = __ffs(to_do) - 1;  // -1: no more
-          to_do &= to_do - 1;
-        }
-        acc_t weight[kInFlight][kWidth];
-        own.load(
-            layer, [&](int i) -> int64_t { return expert[i] < 0 ? -1 : k0 + expert[i]; }, weight);
-#pragma unroll
-        for (int i = 0; i < kInFlight; ++i) {
-          if (expert[i] < 0) break;
-#pragma unroll
-          for (int b = 0; b < kMaxSamples; ++b) {
-            const acc_t a = routing[expert[i]][b];
-            if (a == 0) continue;  // 0 * NaN is not 0
-#pragma unroll
-            for (int j = 0; j < kWidth; ++j) acc[b][j] = fma(a, weight[i][j], acc[b][j]);
-          }
-        }
-      }
+    } else {
+      mix_experts<acc_t, kNThreads>(
+          p.routing, p.routing_type, p.experts, tile.b, tile.n_samples, first == 0, routing,
+          [&](auto expert_of, auto& weight) { own.load(layer, expert_of, weight); }, acc);
     }
     with_type<acc_t>(p.out_type, [&](auto t) {
       using T = decltype(t);
