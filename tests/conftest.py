@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from . import triton_env  # noqa: F401  before anything imports Triton
+
+# isort: split
+
 from collections.abc import Iterator
 
 import pytest
