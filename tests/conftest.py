@@ -28,6 +28,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of bfloat16 in Triton's interpreter, which would multiply their bits."""
+    triton_env.mend_products(monkeypatch)
+
+
 def cpu_backends() -> list[str]:
     """Backends that run on this machine's CPU; ``emulated`` are the CUDA operators."""
     available = dasr_ops.backends()

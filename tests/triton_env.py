@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
 
 VARIABLE = "TRITON_INTERPRET"
 
@@ -28,6 +32,27 @@ def missing() -> str | None:
     if not INTERPRETED:
         return f"kernels run on the device; {VARIABLE}=1 interprets them"
     return None
+
+
+def mend_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widens bfloat16 operands of `tl.dot`: the interpreter holds them as integers (issue 11584)."""
+    from triton.runtime import interpreter
+
+    builder = interpreter.InterpreterBuilder
+    dot = builder.create_dot
+
+    def wide(handle: Any) -> Any:
+        if handle.dtype != interpreter.tl.bfloat16:
+            return handle
+        data = interpreter._convert_float(
+            handle.data, interpreter.tl.bfloat16, interpreter.tl.float32, None
+        )
+        return interpreter.TensorHandle(data.view("float32"), interpreter.tl.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return dot(self, wide(a), wide(b), *rest)
+
+    monkeypatch.setattr(builder, "create_dot", create_dot)
 
 
 def _interpret() -> None:

@@ -43,7 +43,7 @@ def mix_experts_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_T: tl.constexpr,
-):
+) -> None:
     """Sum experts in ACC for BLOCK_B samples, so that an expert is read once for all of them."""
     i_r = tl.program_id(0) % tiles_r
     i_t = (tl.program_id(0) // tiles_r) % tiles_t
@@ -64,8 +64,8 @@ def mix_experts_kernel(
         # not use them is 0 even where they are NaN.
         if tl.max((b_a != 0).to(tl.int32), axis=0) > 0:
             b_w = tl.load(p_w, mask=m_rt, other=0.0).to(ACC)
-            b_a = b_a[:, None, None]
-            b_sum += tl.where(b_a != 0, b_a * b_w[None, :, :], 0.0)
+            b_part = b_a[:, None, None] * b_w[None, :, :]
+            b_sum += tl.where((b_a != 0)[:, None, None], b_part, 0.0)
         p_w += numel
         p_a += stride_routing_k
 

@@ -346,4 +346,6 @@ def _launch(
         )
 
     gemm = GemmShape(batch * shape.groups, pixels, group_n, depth, source.dtype, precision)
+    if epilogue.mask is not None:
+        gemm = gemm._replace(largest_tile=64 * 64)
     run(tuning.choose("convolve", gemm, source, deterministic, run))

@@ -50,6 +50,8 @@ class GemmShape(NamedTuple):
     k: int  # the length of an uninterrupted run, e.g. the channels of one tap
     dtype: torch.dtype
     precision: str
+    # BLOCK_M * BLOCK_N at most: what follows the sums needs registers, too.
+    largest_tile: int = 128 * 128
 
 
 def cdiv(a: int, b: int) -> int:
@@ -76,7 +78,8 @@ def default_config(shape: GemmShape) -> Config:
     else:
         block_n, stages = block(shape.n, 128), 3
         block_k = block(shape.k, 128 // shape.dtype.itemsize)
-    block_m = block(shape.m, 128)
+    block_n = min(block_n, shape.largest_tile // 64)
+    block_m = min(block(shape.m, 128), shape.largest_tile // block_n)
     if block_m > 64 and shape.count * cdiv(shape.m, 128) * cdiv(shape.n, block_n) < _ENOUGH_BLOCKS:
         block_m = 64
     return _with_warps(block_m, block_n, block_k, stages)
@@ -90,7 +93,7 @@ def candidates(shape: GemmShape) -> list[Config]:
         for block_n in (first.BLOCK_N, first.BLOCK_N // 2):
             for block_k in (first.BLOCK_K, first.BLOCK_K // 2):
                 fits = min(block_n, block_k) >= 16 and block_m <= block(shape.m, 256)
-                if fits and block_m * block_n <= 128 * 128:
+                if fits and block_m * block_n <= shape.largest_tile:
                     found[_with_warps(block_m, block_n, block_k, first.num_stages)] = None
     return list(found)[:_MAX_CANDIDATES]
 
