@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from . import triton_env  # noqa: F401  before anything imports Triton
+from . import triton_env  # before anything imports Triton
 
 # isort: split
 
@@ -29,9 +29,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products of bfloat16 in Triton's interpreter, which would multiply their bits."""
-    triton_env.mend_products(monkeypatch)
+def exact_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For Triton's interpreter."""
+    triton_env.mend_bfloat16(monkeypatch)
 
 
 def cpu_backends() -> list[str]:

@@ -17,7 +17,7 @@ from tests.test_op import check, forward_bar, problem, split
 
 pytestmark = [
     pytest.mark.skipif(triton_env.missing() is not None, reason=str(triton_env.missing())),
-    pytest.mark.usefixtures("exact_products", "one_thread"),
+    pytest.mark.usefixtures("exact_bfloat16", "one_thread"),
 ]
 
 BACKEND = "triton"

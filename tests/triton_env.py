@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     import pytest
 
@@ -34,25 +36,41 @@ def missing() -> str | None:
     return None
 
 
-def mend_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Widens bfloat16 operands of `tl.dot`: the interpreter holds them as integers (issue 11584)."""
+def mend_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the interpreter treat bfloat16 as devices do.
+
+    It holds such numbers as integers, which `tl.dot` multiplies (triton issue 11584), and cuts off
+    digits where devices round to the nearest.
+    """
     from triton.runtime import interpreter
 
-    builder = interpreter.InterpreterBuilder
-    dot = builder.create_dot
+    builder, handle_of, tl = (
+        interpreter.InterpreterBuilder,
+        interpreter.TensorHandle,
+        interpreter.tl,
+    )
+    dot, cast = builder.create_dot, builder.cast_impl
 
-    def wide(handle: Any) -> Any:
-        if handle.dtype != interpreter.tl.bfloat16:
-            return handle
-        data = interpreter._convert_float(
-            handle.data, interpreter.tl.bfloat16, interpreter.tl.float32, None
-        )
-        return interpreter.TensorHandle(data.view("float32"), interpreter.tl.float32)
+    def wide(self: Any, handle: Any) -> Any:
+        return cast(self, handle, tl.float32) if handle.dtype == tl.bfloat16 else handle
 
     def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        return dot(self, wide(a), wide(b), *rest)
+        return dot(self, wide(self, a), wide(self, b), *rest)
+
+    def cast_impl(self: Any, source: Any, to: Any) -> Any:
+        if source.dtype.scalar != tl.float32 or to.scalar != tl.bfloat16:
+            return cast(self, source, to)
+        bits = np.ascontiguousarray(source.data).view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return handle_of(
+            np.where(np.isnan(source.data), 0x7FC0, rounded).astype(np.uint16), tl.bfloat16
+        )
 
     monkeypatch.setattr(builder, "create_dot", create_dot)
+    for name, method in vars(builder).items():
+        # Others call it by its name.
+        if method is cast:
+            monkeypatch.setattr(builder, name, cast_impl)
 
 
 def _interpret() -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 from ..eager import accumulate_dtype
 from . import depthwise, tuning
 from .aggregate import pack_experts
-from .epilogue import Epilogue, shuffled_channels, store_output
+from .epilogue import Epilogue, pixel_block, shuffled_channels, store_output
 from .shapes import ConvShape, Phase, forward_phase, transposed_phases
-from .tuning import Config, GemmShape, cdiv
+from .tuning import Config, GemmShape, cdiv, is_wide
 
 # Samples are taken in turns where their kernels, or the gradients of these, would need more.
 MAX_KERNEL_BYTES = 256 << 20
@@ -105,11 +105,7 @@ def conv_gemm_kernel(
     i_bg = tl.program_id(0) // tiles_n // tiles_m
     i_g = (i_bg % groups).to(tl.int64)
     i_b = (i_bg // groups).to(tl.int64)
-    if WIDE:
-        i_m = i_m.to(tl.int64)
-    o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    o_h = (o_m // out_w).to(tl.int32)
-    o_w = (o_m % out_w).to(tl.int32)
+    o_m, o_h, o_w = pixel_block(i_m, out_w, BLOCK_M, WIDE)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < group_n
     o_row = shuffled_channels(o_n, group_n, UPSCALE) if SHUFFLED else o_n
@@ -336,7 +332,7 @@ def _launch(
             FLAT=flat,
             EVEN_K=group_k % config.BLOCK_K == 0,
             EVEN_N=group_n % config.BLOCK_N == 0,
-            WIDE=pixels >= 2**31 - config.BLOCK_M,
+            WIDE=is_wide(pixels),
             PRECISION=precision,
             BLOCK_M=config.BLOCK_M,
             BLOCK_N=config.BLOCK_N,
@@ -347,5 +343,5 @@ def _launch(
 
     gemm = GemmShape(batch * shape.groups, pixels, group_n, depth, source.dtype, precision)
     if epilogue.mask is not None:
-        gemm = gemm._replace(largest_tile=64 * 64)
+        gemm = gemm._replace(heavy=True)
     run(tuning.choose("convolve", gemm, source, deterministic, run))

@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .epilogue import Epilogue, store_output
+from .epilogue import Epilogue, pixel_block, store_output
 from .shapes import ConvShape, Phase
-from .tuning import cdiv
+from .tuning import cdiv, is_wide
 
 
 @triton.jit
@@ -67,6 +67,7 @@ def conv_depthwise_kernel(
     ACTIVATION: tl.constexpr,
     MULTIPLIER: tl.constexpr,  # output channels of an input channel
     TRANSPOSED: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
@@ -74,9 +75,7 @@ def conv_depthwise_kernel(
     i_n = tl.program_id(0) % tiles_n
     i_m = (tl.program_id(0) // tiles_n) % tiles_m
     i_b = (tl.program_id(0) // tiles_n // tiles_m).to(tl.int64)
-    o_m = i_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    o_h = (o_m // out_w).to(tl.int32)
-    o_w = (o_m % out_w).to(tl.int32)
+    o_m, o_h, o_w = pixel_block(i_m, out_w, BLOCK_M, WIDE)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < channels
     # Channels of x and rows of weight that the first of MULTIPLIER products reads.
@@ -172,6 +171,7 @@ def conv_depthwise_weight_kernel(
     tiles_n,
     blocks,  # of pixels, for each program
     MULTIPLIER: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
@@ -181,7 +181,7 @@ def conv_depthwise_weight_kernel(
     i_n = (tl.program_id(0) // taps) % tiles_n
     i_sb = tl.program_id(0) // taps // tiles_n
     i_b = (i_sb % batch).to(tl.int64)
-    i_s = (i_sb // batch).to(tl.int64)
+    i_s = i_sb // batch
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < channels
     shift_h = (i_tap // taps_w) * step_h + offset_h
@@ -190,15 +190,13 @@ def conv_depthwise_weight_kernel(
     p_x = x + i_b * stride_xb + (o_n // MULTIPLIER).to(tl.int64) * stride_xc
     b_acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     for i in range(0, blocks):
-        o_m = (i_s * blocks + i) * BLOCK_M + tl.arange(0, BLOCK_M)
-        o_h = o_m // out_w
-        o_w = o_m - o_h * out_w
+        o_m, o_h, o_w = pixel_block(i_s * blocks + i, out_w, BLOCK_M, WIDE)
         o_ih = o_h * stride_h + shift_h
         o_iw = o_w * stride_w + shift_w
         m_m = (o_m < pixels) & (o_ih >= 0) & (o_ih < in_h) & (o_iw >= 0) & (o_iw < in_w)
         m_mn = m_m[:, None] & m_n[None, :]
-        o_g = o_h * stride_gh + o_w * stride_gw
-        o_x = o_ih * stride_xh + o_iw * stride_xw
+        o_g = o_h.to(tl.int64) * stride_gh + o_w.to(tl.int64) * stride_gw
+        o_x = o_ih.to(tl.int64) * stride_xh + o_iw.to(tl.int64) * stride_xw
         b_g = tl.load(p_g[None, :] + o_g[:, None], mask=m_mn, other=0.0).to(tl.float32)
         b_x = tl.load(p_x[None, :] + o_x[:, None], mask=m_mn, other=0.0).to(tl.float32)
         b_acc += b_g * b_x
@@ -251,6 +249,7 @@ def launch(
         *epilogue.arguments(out, mask_start),
         MULTIPLIER=shape.group_out,
         TRANSPOSED=transposed,
+        WIDE=is_wide(size[0] * size[1]),
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         num_warps=4,
@@ -287,6 +286,7 @@ def launch_weight(
         tiles_n,
         blocks,
         MULTIPLIER=shape.group_out,
+        WIDE=is_wide(shape.pixels),
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         num_warps=4,

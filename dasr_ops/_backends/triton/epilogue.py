@@ -12,7 +12,7 @@ from torch import Tensor
 from ..._arguments import ConvOptions
 from .aggregate import reduce_splits
 from .shapes import ConvShape
-from .tuning import cdiv
+from .tuning import cdiv, is_wide
 
 # Programs that sum gradients of biases; a constant, since the order of sums must not depend on
 # the device.
@@ -83,6 +83,19 @@ def make_epilogue(
         residual_scale=options.residual_scale,
         upscale=options.upscale_factor,
     )
+
+
+@triton.jit
+def pixel_block(i, width, BLOCK: tl.constexpr, WIDE: tl.constexpr) -> tl.tuple:
+    """Return the numbers, rows and columns of pixels in block ``i``.
+
+    Numbers have 64 bits only where they must (WIDE): dividing such is slow.
+    """
+    if WIDE:
+        i = i.to(tl.int64)
+    o_m = i * BLOCK + tl.arange(0, BLOCK)
+    o_h = o_m // width
+    return o_m, o_h.to(tl.int32), (o_m - o_h * width).to(tl.int32)
 
 
 @triton.jit
@@ -212,6 +225,7 @@ def undo_epilogue_kernel(
     UPSCALE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SHUFFLED: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
@@ -224,9 +238,7 @@ def undo_epilogue_kernel(
     o_ch = shuffled_channels(o_n, channels, UPSCALE) if SHUFFLED else o_n
     b_sum = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     for i in range(0, blocks):
-        o_m = (i_s.to(tl.int64) * blocks + i) * BLOCK_M + tl.arange(0, BLOCK_M)
-        o_h = o_m // width
-        o_w = o_m - o_h * width
+        o_m, o_h, o_w = pixel_block(i_s * blocks + i, width, BLOCK_M, WIDE)
         m_mn = (o_m < pixels)[:, None] & m_n[None, :]
         o_g = element_offsets(
             i_b, o_ch, o_h, o_w, stride_gb, stride_gc, stride_gh, stride_gw, UPSCALE
@@ -243,7 +255,9 @@ def undo_epilogue_kernel(
                 positive = ((byte >> (o_o & 7).to(tl.int32)) & 1) != 0
             b_g = tl.where(positive, b_g, b_g * negative_slope)
         if grad is not None:
-            p_grad = grad + i_b * stride_sample + o_m[:, None] * channels + o_ch[None, :]
+            p_grad = (
+                grad + i_b * stride_sample + o_m.to(tl.int64)[:, None] * channels + o_ch[None, :]
+            )
             tl.store(p_grad, b_g.to(grad.dtype.element_ty), mask=m_mn)
         if partial is not None:
             b_sum += b_g
@@ -318,6 +332,7 @@ def undo_epilogue(
         UPSCALE=factor,
         ACTIVATION=0 if slope is None else 1,
         SHUFFLED=factor > 1 and grad_output.stride(1) == 1,
+        WIDE=is_wide(shape.pixels),
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         num_warps=4,

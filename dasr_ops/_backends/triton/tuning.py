@@ -50,13 +50,17 @@ class GemmShape(NamedTuple):
     k: int  # the length of an uninterrupted run, e.g. the channels of one tap
     dtype: torch.dtype
     precision: str
-    # BLOCK_M * BLOCK_N at most: what follows the sums needs registers, too.
-    largest_tile: int = 128 * 128
+    heavy: bool = False  # what follows the sums needs many registers
 
 
 def cdiv(a: int, b: int) -> int:
     """Return a / b, rounded up."""
     return -(-a // b)
+
+
+def is_wide(pixels: int) -> bool:
+    """Return whether numbers of pixels, those of the last tiles included, need 64 bits."""
+    return pixels >= 2**31 - 2**16
 
 
 def dot_precision(tensor: Tensor, allow_tf32: bool) -> str:
@@ -78,11 +82,11 @@ def default_config(shape: GemmShape) -> Config:
     else:
         block_n, stages = block(shape.n, 128), 3
         block_k = block(shape.k, 128 // shape.dtype.itemsize)
-    block_n = min(block_n, shape.largest_tile // 64)
-    block_m = min(block(shape.m, 128), shape.largest_tile // block_n)
+    block_n = min(block_n, _largest_tile(shape) // 64)
+    block_m = min(block(shape.m, 128), _largest_tile(shape) // block_n)
     if block_m > 64 and shape.count * cdiv(shape.m, 128) * cdiv(shape.n, block_n) < _ENOUGH_BLOCKS:
         block_m = 64
-    return _with_warps(block_m, block_n, block_k, stages)
+    return Config(block_m, block_n, block_k, _warps(shape, block_m * block_n), stages)
 
 
 def candidates(shape: GemmShape) -> list[Config]:
@@ -93,14 +97,19 @@ def candidates(shape: GemmShape) -> list[Config]:
         for block_n in (first.BLOCK_N, first.BLOCK_N // 2):
             for block_k in (first.BLOCK_K, first.BLOCK_K // 2):
                 fits = min(block_n, block_k) >= 16 and block_m <= block(shape.m, 256)
-                if fits and block_m * block_n <= shape.largest_tile:
-                    found[_with_warps(block_m, block_n, block_k, first.num_stages)] = None
+                tile = block_m * block_n
+                if fits and tile <= _largest_tile(shape):
+                    warps = _warps(shape, tile)
+                    found[Config(block_m, block_n, block_k, warps, first.num_stages)] = None
     return list(found)[:_MAX_CANDIDATES]
 
 
-def _with_warps(block_m: int, block_n: int, block_k: int, stages: int) -> Config:
-    warps = 8 if block_m * block_n > 128 * 64 else 4 if block_m * block_n > 16 * 32 else 2
-    return Config(block_m, block_n, block_k, warps, stages)
+def _largest_tile(shape: GemmShape) -> int:
+    return 64 * 64 if shape.heavy else 128 * 128
+
+
+def _warps(shape: GemmShape, tile: int) -> int:
+    return 8 if tile > (32 * 64 if shape.heavy else 128 * 64) else 4 if tile > 16 * 32 else 2
 
 
 _measured: dict[Hashable, Config] = {}

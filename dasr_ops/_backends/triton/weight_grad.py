@@ -9,8 +9,9 @@ from torch import Tensor
 
 from . import depthwise, tuning
 from .convolve import MAX_KERNEL_BYTES
+from .epilogue import pixel_block
 from .shapes import ConvShape, forward_phase
-from .tuning import Config, GemmShape, cdiv
+from .tuning import Config, GemmShape, cdiv, is_wide
 
 # Programs that fill a large GPU; a constant, since the order of sums may depend on sizes alone.
 _ENOUGH_PROGRAMS = 528
@@ -57,6 +58,7 @@ def conv_weight_grad_kernel(
     blocks,  # of pixels, for each program
     FLAT: tl.constexpr,  # N runs over taps and channels as one dimension
     EVEN_M: tl.constexpr,
+    WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -70,7 +72,7 @@ def conv_weight_grad_kernel(
     i_sbg = tl.program_id(0) // tiles
     i_g = (i_sbg % groups).to(tl.int64)
     i_b = ((i_sbg // groups) % batch).to(tl.int64)
-    i_s = (i_sbg // groups // batch).to(tl.int64)
+    i_s = i_sbg // groups // batch
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_m = o_m < group_m
@@ -90,10 +92,8 @@ def conv_weight_grad_kernel(
         p_x += shift_h.to(tl.int64) * stride_xh + shift_w.to(tl.int64) * stride_xw
     b_acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     for i in range(0, blocks):
-        o_k = (i_s * blocks + i) * BLOCK_K + tl.arange(0, BLOCK_K)
+        o_k, o_h, o_w = pixel_block(i_s * blocks + i, out_w, BLOCK_K, WIDE)
         m_k = o_k < pixels
-        o_h = o_k // out_w
-        o_w = o_k - o_h * out_w
         o_ih = o_h * stride_h
         o_iw = o_w * stride_w
         if FLAT:
@@ -108,8 +108,8 @@ def conv_weight_grad_kernel(
             o_tw = o_iw[:, None]
             m_x = m_k[:, None] & m_n[None, :]
         m_x = m_x & (o_th >= 0) & (o_th < in_h) & (o_tw >= 0) & (o_tw < in_w)
-        o_g = o_h * stride_gh + o_w * stride_gw
-        o_x = o_ih * stride_xh + o_iw * stride_xw
+        o_g = o_h.to(tl.int64) * stride_gh + o_w.to(tl.int64) * stride_gw
+        o_x = o_ih.to(tl.int64) * stride_xh + o_iw.to(tl.int64) * stride_xw
         m_g = m_k[None, :] if EVEN_M else m_m[:, None] & m_k[None, :]
         b_g = tl.load(p_g[:, None] + o_g[None, :], mask=m_g, other=0.0)
         b_x = tl.load(p_x[None, :] + o_x[:, None], mask=m_x, other=0.0)
@@ -183,6 +183,7 @@ def weight_gradients(
             blocks,
             FLAT=flat,
             EVEN_M=shape.group_out % config.BLOCK_M == 0,
+            WIDE=is_wide(shape.pixels),
             PRECISION=precision,
             BLOCK_M=config.BLOCK_M,
             BLOCK_N=config.BLOCK_N,
