@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from typing import Any
@@ -32,10 +31,9 @@ OPTIONS = {
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess:
-    clean = {k: v for k, v in os.environ.items() if k not in (triton_env.VARIABLE, "PYTHONPATH")}
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
-        env=clean | environment,
+        env=triton_env.clean() | environment,
         capture_output=True,
         text=True,
     )

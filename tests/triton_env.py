@@ -36,6 +36,11 @@ def missing() -> str | None:
     return None
 
 
+def clean() -> dict[str, str]:
+    """The environment without what interprets kernels."""
+    return {name: value for name, value in os.environ.items() if name != VARIABLE}
+
+
 def mend_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the interpreter treat bfloat16 as devices do.
 

@@ -58,6 +58,7 @@ def conv_weight_grad_kernel(
     blocks,  # of pixels, for each program
     FLAT: tl.constexpr,  # N runs over taps and channels as one dimension
     EVEN_M: tl.constexpr,
+    EVEN_N: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -77,19 +78,19 @@ def conv_weight_grad_kernel(
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_m = o_m < group_m
     if FLAT:
-        i_taps = o_n // group_n
+        i_tap = o_n // group_n
         o_c = o_n % group_n
+        m_n = i_tap < taps
     else:
-        i_taps = i_tap + tl.zeros([BLOCK_N], dtype=tl.int32)
         o_c = o_n
-    m_n = (i_taps < taps) & (o_c < group_n)
-    shift_h = (i_taps // taps_w) * step_h + offset_h
-    shift_w = (i_taps % taps_w) * step_w + offset_w
+        m_n = o_n < group_n
+    # Of one tap, or of the tap of each column.
+    shift_h = (i_tap // taps_w) * step_h + offset_h
+    shift_w = (i_tap % taps_w) * step_w + offset_w
 
     p_g = grad + i_b * stride_gb + (i_g * group_m + o_m) * stride_gc
     p_x = x + i_b * stride_xb + (i_g * group_n + o_c) * stride_xc
-    if FLAT:
-        p_x += shift_h.to(tl.int64) * stride_xh + shift_w.to(tl.int64) * stride_xw
+    p_x += shift_h.to(tl.int64) * stride_xh + shift_w.to(tl.int64) * stride_xw
     b_acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     for i in range(0, blocks):
         o_k, o_h, o_w = pixel_block(i_s * blocks + i, out_w, BLOCK_K, WIDE)
@@ -99,15 +100,12 @@ def conv_weight_grad_kernel(
         if FLAT:
             o_th = o_ih[:, None] + shift_h[None, :]
             o_tw = o_iw[:, None] + shift_w[None, :]
-            m_x = m_k[:, None] & m_n[None, :]
         else:
-            # Of one tap: a shift of whole pixels.
-            o_ih += (i_tap // taps_w) * step_h + offset_h
-            o_iw += (i_tap % taps_w) * step_w + offset_w
-            o_th = o_ih[:, None]
-            o_tw = o_iw[:, None]
-            m_x = m_k[:, None] & m_n[None, :]
-        m_x = m_x & (o_th >= 0) & (o_th < in_h) & (o_tw >= 0) & (o_tw < in_w)
+            o_th = (o_ih + shift_h)[:, None]
+            o_tw = (o_iw + shift_w)[:, None]
+        m_x = (o_th >= 0) & (o_th < in_h) & (o_tw >= 0) & (o_tw < in_w) & m_k[:, None]
+        if FLAT or not EVEN_N:
+            m_x = m_x & m_n[None, :]
         o_g = o_h.to(tl.int64) * stride_gh + o_w.to(tl.int64) * stride_gw
         o_x = o_ih.to(tl.int64) * stride_xh + o_iw.to(tl.int64) * stride_xw
         m_g = m_k[None, :] if EVEN_M else m_m[:, None] & m_k[None, :]
@@ -116,8 +114,10 @@ def conv_weight_grad_kernel(
         b_acc = tl.dot(b_g, b_x, b_acc, input_precision=PRECISION)
 
     channels = groups * group_m
-    o_part = ((i_s * batch + i_b) * taps + i_taps) * channels + i_g * group_m
-    p_part = partial + ((o_part[None, :] + o_m[:, None]) * group_n + o_c[None, :])
+    o_part = ((i_s * batch + i_b) * taps + i_tap) * channels + i_g * group_m
+    if FLAT:
+        o_part = o_part[None, :]
+    p_part = partial + ((o_part + o_m[:, None]) * group_n + o_c[None, :])
     tl.store(p_part, b_acc, mask=m_m[:, None] & m_n[None, :])
 
 
@@ -183,6 +183,7 @@ def weight_gradients(
             blocks,
             FLAT=flat,
             EVEN_M=shape.group_out % config.BLOCK_M == 0,
+            EVEN_N=shape.group_in % config.BLOCK_N == 0,
             WIDE=is_wide(shape.pixels),
             PRECISION=precision,
             BLOCK_M=config.BLOCK_M,
