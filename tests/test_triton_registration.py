@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -205,3 +206,36 @@ def test_candidates_are_few_and_legal(dtype: torch.dtype, precision: str) -> Non
             assert min(config[:3]) >= 16
             operands = (config.BLOCK_M + config.BLOCK_N) * config.BLOCK_K * dtype.itemsize
             assert operands * config.num_stages <= 99 << 10
+
+
+@needs_interpreter
+def test_measured_once_unless_that_would_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dasr_ops._backends.triton import tuning
+
+    shape = tuning.GemmShape(6, 4096, 64, 64, torch.bfloat16, "ieee")
+    x = SimpleNamespace(is_cuda=True, device=0, stride=lambda d: 1)
+    *_, fastest = tuning.candidates(shape)
+    timed = []
+
+    def time(config: tuning.Config, run: Any) -> float:
+        timed.append(config)
+        return 1.0 if config == fastest else 2.0
+
+    capturing = True
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(tuning, "_time", time)
+    monkeypatch.setattr(tuning, "_measured", {})
+
+    def choice(deterministic: bool = False) -> tuning.Config:
+        return tuning.choose("convolve", shape, x, deterministic, lambda config: None)
+
+    rule = tuning.default_config(shape)
+    assert choice() == rule  # nobody asked for it
+    monkeypatch.setenv(tuning.AUTOTUNE_VARIABLE, "1")
+    assert choice() == rule  # a graph is captured
+    capturing = False
+    assert choice(deterministic=True) == rule
+    assert not timed
+    assert choice() == choice() == fastest
+    assert timed == tuning.candidates(shape)
