@@ -301,6 +301,16 @@ def test_gradients_split_over_pixels(groups: int, monkeypatch: pytest.MonkeyPatc
     assert parts.shape[0] > 1
 
 
+@pytest.mark.parametrize("groups", [1, 8])
+def test_numbers_of_pixels_in_64_bits(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dasr_ops._backends.triton import convolve, depthwise, epilogue, weight_grad
+
+    for module in (convolve, depthwise, epilogue, weight_grad):
+        monkeypatch.setattr(module, "is_wide", lambda pixels: True)
+    args = problem(channels=(8, 16), size=(5, 6), groups=groups)
+    check(args | {"padding": 1, "stride": (1, 2), "activation": "relu"}, BACKEND, torch.float32)
+
+
 def test_same_bits_on_every_run() -> None:
     args = problem(3, (8, 16), (9, 8), dtype=torch.bfloat16, channels_last=True)
     tensors, _ = split(args)

@@ -44,6 +44,19 @@ CASES = [
 ]
 
 
+# Arguments that are 1 become constants; numbers of pixels may need 64 bits.
+ONE = {"dtype": "fp16", "batch": 1, "channels": [1, 1], "size": [1, 1], "experts": 1}
+ODD = [
+    ONE | {"kernel": [1, 1]},
+    ONE | {"slope": 0.1, "residual": True},
+    ONE | {"channels": [16, 16], "kernel": [1, 1], "batch": 2, "size": [1, 5], "slope": 0.0},
+    ONE | {"channels": [2, 18], "groups": 2, "size": [5, 1], "stride": 2},
+    ONE | {"channels": [16, 64], "groups": 16, "upscale": 2, "slope": 0.1, "residual": True},
+    BODY | {"wide": True, "slope": 0.0, "channels_last": False},
+    BODY | {"wide": True, "channels": [64, 64], "groups": 64, "stride": 2},
+]
+
+
 @cache
 def kernels(arch: int | str, cases: str, candidates: bool) -> list[dict[str, Any]]:
     request = {"arch": arch, "cases": json.loads(cases), "candidates": candidates}
@@ -80,6 +93,11 @@ def test_configurations_of_the_rule(arch: int) -> None:
 @pytest.mark.parametrize("case", [1, 5, 6, 9])
 def test_configurations_that_may_be_measured(arch: int, case: int) -> None:
     check(kernels(arch, json.dumps([CASES[case]]), True), arch)
+
+
+def test_odd_arguments() -> None:
+    for kernel in kernels(90, json.dumps(ODD), False):
+        assert not kernel["spills"], kernel
 
 
 def test_amd() -> None:

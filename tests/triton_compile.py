@@ -23,7 +23,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 import dasr_ops._backends.triton.operators as operators
-from dasr_ops._backends.triton import tuning
+from dasr_ops._backends.triton import convolve, depthwise, epilogue, tuning, weight_grad
 
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 Launch = tuple[JITFunction, tuple[Any, ...], dict[str, Any]]
@@ -94,15 +94,17 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 def call(case: dict[str, Any]) -> list[Launch]:
     """The launches of a forward and backward pass; ``config`` replaces the rule's."""
-    dtype = DTYPES[case["dtype"]]
+    for module in (convolve, depthwise, epilogue, weight_grad):
+        module.is_wide = lambda pixels: case.get("wide", False)
+    dtype, num_experts = DTYPES[case["dtype"]], case.get("experts", 5)
     batch, (in_channels, out_channels), size = case["batch"], case["channels"], case["size"]
     kernel, groups = case.get("kernel", [3, 3]), case.get("groups", 1)
     factor, slope = case.get("upscale", 1), case.get("slope")
     input = torch.zeros(batch, in_channels, *size, dtype=dtype)
     if case.get("channels_last", True):
         input = input.contiguous(memory_format=torch.channels_last)
-    experts = torch.zeros(5, out_channels, in_channels // groups, *kernel)
-    routing, bias = torch.zeros(batch, 5), torch.zeros(5, out_channels)
+    experts = torch.zeros(num_experts, out_channels, in_channels // groups, *kernel)
+    routing, bias = torch.zeros(batch, num_experts), torch.zeros(num_experts, out_channels)
     stride, padding = case.get("stride", 1), [k // 2 for k in kernel for _ in (0, 1)]
     options = ([stride] * 2, padding, [1, 1], groups, slope, case.get("scale", 1.0), factor)
     tf32 = case.get("tf32", False)
