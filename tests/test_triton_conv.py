@@ -101,6 +101,16 @@ def test_fused(
     check(args, BACKEND, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_fused_in_narrow_types(dtype: torch.dtype, with_residual: bool) -> None:
+    args = problem(channels=(6, 8), size=(4, 5), dtype=dtype, channels_last=True)
+    args |= {"padding": 1, "activation": "leaky_relu", "negative_slope": 0.1, "upscale_factor": 2}
+    if with_residual:
+        args["residual"] = torch.randn(2, 2, 8, 10, dtype=dtype)
+    check(args, BACKEND, dtype)
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("factor", [1, 2])
 @pytest.mark.parametrize("groups", [1, 4])

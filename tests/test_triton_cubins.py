@@ -26,8 +26,8 @@ KB = 1024
 # Shared memory of a block; that of sm_120 is that of sm_86 and sm_89, too.
 SHARED = {80: 163 * KB, 90: 227 * KB, 100: 227 * KB, 120: 99 * KB, "gfx942": 64 * KB}
 
-# Of a thread's stack: ptxas parks values there that only the ends of a kernel need, rather than take
-# a step more of registers. What spills for want of registers takes hundreds of bytes.
+# Of a thread's stack: ptxas parks values there that only the ends of a kernel need, rather than
+# take more registers. What spills for want of registers takes hundreds of bytes.
 FEW_BYTES = 32
 
 BODY = {"dtype": "bf16", "batch": 6, "channels": [64, 64], "size": [64, 64]}

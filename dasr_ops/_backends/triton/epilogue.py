@@ -249,7 +249,7 @@ def undo_epilogue_kernel(
                 i_b, o_ch, o_h, o_w, stride_ob, stride_oc, stride_oh, stride_ow, UPSCALE
             )
             if mask is None:
-                positive = tl.load(output + o_o, mask=m_mn, other=0.0) > 0
+                positive = tl.load(output + o_o, mask=m_mn, other=0.0).to(tl.float32) > 0
             else:
                 byte = tl.load(mask + (o_o >> 3), mask=m_mn, other=0).to(tl.int32)
                 positive = ((byte >> (o_o & 7).to(tl.int32)) & 1) != 0
