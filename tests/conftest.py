@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from . import triton_env  # before anything imports Triton
+
+# isort: split
+
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +26,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def exact_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For Triton's interpreter."""
+    triton_env.mend_bfloat16(monkeypatch)
 
 
 def cpu_backends() -> list[str]:

@@ -277,12 +277,12 @@ def check(name: str, got: Tensor, expected: tuple[Tensor, Tensor], dtype: torch.
     assert (error <= bound).all(), f"{name}: {(error / bound).nan_to_num(math.inf).max():.3g}"
 
 
-def check_call(r: random.Random, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_call(r: random.Random, call: Call, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     monkeypatch.setattr(_library, "_switches", lambda input: (False, call.tf32))
     wanted = [name for name in call.tensors if r.random() < 0.75]
     leaves = {name: t.detach().requires_grad_(name in wanted) for name, t in call.tensors.items()}
     op = dasr_ops.dynamic_conv2d if call.dynamic else dasr_ops.per_sample_conv2d
-    with dasr_ops.use_backend(operators.backend().name):
+    with dasr_ops.use_backend(backend):
         out = op(**leaves, **call.options)
     memory_format = eager.memory_format(leaves["input"])
     assert out.is_contiguous(memory_format=memory_format)
@@ -316,7 +316,7 @@ def test_any_legal_call(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
         if call is None:
             continue
         try:
-            check_call(r, call, monkeypatch)
+            check_call(r, call, monkeypatch, operators.backend().name)
         except (AssertionError, RuntimeError) as error:
             shapes = {k: (tuple(v.shape), v.stride(), v.dtype) for k, v in call.tensors.items()}
             raise AssertionError(f"seed {seed}: {error}\n{shapes}\n{call.options}") from error

@@ -21,6 +21,7 @@ from torch import Tensor
 from .._extension import extension
 from .._library import Library
 from . import eager
+from .triton import TritonBackend
 
 ENVIRONMENT_VARIABLE = "DASR_OPS_BACKEND"
 
@@ -135,9 +136,9 @@ def _unavailable(name: str) -> str | None:
 _library = Library("dasr_ops", define=not extension.loaded)
 _BACKENDS: dict[str, Any] = {
     backend.name: backend
-    for backend in (CpuBackend(_library), CudaBackend(_library), EagerBackend())
+    for backend in (CpuBackend(_library), CudaBackend(_library), TritonBackend(), EagerBackend())
 }
-_ORDER = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "eager")}
+_ORDER = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
 _requested: str | None = os.environ.get(ENVIRONMENT_VARIABLE) or None
 
 
