@@ -57,6 +57,7 @@ ODD = [
     ONE | {"channels": [2, 18], "groups": 2, "size": [5, 1], "stride": 2},
     ONE | {"channels": [16, 64], "groups": 16, "upscale": 2, "slope": 0.1, "residual": True},
     BODY | {"wide": True, "slope": 0.0, "channels_last": False},
+    BODY | {"routing": "fp64", "channels": [16, 16]},
     BODY | {"wide": True, "channels": [64, 64], "groups": 64, "stride": 2},
 ]
 
@@ -102,7 +103,9 @@ def test_configurations_that_may_be_measured(arch: int, case: int) -> None:
 
 def test_odd_arguments() -> None:
     for kernel in kernels(90, json.dumps(ODD), False):
-        assert kernel["stack"] <= FEW_BYTES, kernel
+        # In float64 there are half as many registers.
+        wide = kernel["case"].get("routing") == "fp64"
+        assert wide or kernel["stack"] <= FEW_BYTES, kernel
 
 
 def test_amd() -> None:

@@ -89,7 +89,12 @@ def _run(tool: str, *args: str) -> str:
     ).stdout
 
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+}
 
 
 def call(case: dict[str, Any]) -> list[Launch]:
@@ -104,7 +109,8 @@ def call(case: dict[str, Any]) -> list[Launch]:
     if case.get("channels_last", True):
         input = input.contiguous(memory_format=torch.channels_last)
     experts = torch.zeros(num_experts, out_channels, in_channels // groups, *kernel)
-    routing, bias = torch.zeros(batch, num_experts), torch.zeros(num_experts, out_channels)
+    routing = torch.zeros(batch, num_experts, dtype=DTYPES[case.get("routing", "fp32")])
+    bias = torch.zeros(num_experts, out_channels)
     stride, padding = case.get("stride", 1), [k // 2 for k in kernel for _ in (0, 1)]
     options = ([stride] * 2, padding, [1, 1], groups, slope, case.get("scale", 1.0), factor)
     tf32 = case.get("tf32", False)

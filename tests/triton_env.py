@@ -63,8 +63,9 @@ def mend_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
         return dot(self, wide(self, a), wide(self, b), *rest)
 
     def cast_impl(self: Any, source: Any, to: Any) -> Any:
-        if source.dtype.scalar != tl.float32 or to.scalar != tl.bfloat16:
+        if to.scalar != tl.bfloat16 or source.dtype.scalar not in (tl.float32, tl.float64):
             return cast(self, source, to)
+        source = cast(self, source, tl.float32)
         bits = np.ascontiguousarray(source.data).view(np.uint32)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         return handle_of(
