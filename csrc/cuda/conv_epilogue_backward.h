@@ -24,7 +24,7 @@ struct ConvEpilogueBackwardParams {
   // neither is read.
   bool activation = false;
   double negative_slope = 0;
-  ConvTensor output;  // [B, O / r^2, H' * r, W' * r], dense
+  ConvTensor output;              // [B, O / r^2, H' * r, W' * r], dense
   const uint8_t* mask = nullptr;  // one bit per element
 
   // Every element is written; null: not wanted.
