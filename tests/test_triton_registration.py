@@ -239,3 +239,14 @@ def test_measured_once_unless_that_would_harm(monkeypatch: pytest.MonkeyPatch) -
     assert not timed
     assert choice() == choice() == fastest
     assert timed == tuning.candidates(shape)
+
+
+@needs_interpreter
+def test_export() -> None:
+    layer = dasr_ops.DynamicConv2d(8, 8, 3, padding=1, num_experts=3, activation="relu")
+    args = (torch.randn(2, 8, 6, 5), torch.rand(2, 3))
+    with dasr_ops.use_backend("triton"), torch.no_grad():
+        exported = torch.export.export(layer, args)
+        called = {str(node.target) for node in exported.graph.nodes}
+        assert "dasr_ops_triton.dynamic_conv2d.default" in called
+        assert torch.equal(exported.module()(*args), layer(*args))
