@@ -1,7 +1,7 @@
 // dynamic_conv2d and per_sample_conv2d for CPU tensors: entry points and choice of implementation.
 
-#include "ops/conv3x3_cpu.h"
 #include "ops/conv_aten_cpu.h"
+#include "ops/conv_kernels_cpu.h"
 #include "ops/conv_operators.h"
 
 namespace dasr {
@@ -16,9 +16,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Kernels& kernels,
   const Tensor mask = empty_like_device(input, {save_mask ? (numel + 7) / 8 : 0}, ScalarType::Byte);
   uint8_t* bits = save_mask ? mask.mutable_data_ptr<uint8_t>() : nullptr;
   const std::optional<Tensor> residual = cast(residual_, type);
-  if (numel == 0 || conv3x3_applies(input, kernels, options)) {
+  if (numel == 0 || conv_kernels_apply(input, kernels, options)) {
     const Tensor output = empty_like_device(input, size, type, is_channels_last(input));
-    if (numel > 0) conv3x3_forward(input, kernels, residual, options, output, bits);
+    if (numel > 0) conv_kernels_forward(input, kernels, residual, options, output, bits);
     return {cast(output, input.scalar_type()), mask};
   }
   const Tensor output = conv_aten_forward(input, kernels, residual, options, bits);
@@ -28,8 +28,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Kernels& kernels,
 Gradients backward(const Tensor& grad_output, const Tensor& input, const Kernels& kernels,
                    const Saved& saved, const ConvOptions& options, const Wanted& wanted,
                    const Switches&) {
-  if (conv3x3_applies(input, kernels, options)) {
-    return conv3x3_backward(grad_output, input, kernels, saved, options, wanted);
+  if (conv_kernels_apply(input, kernels, options)) {
+    return conv_kernels_backward(grad_output, input, kernels, saved, options, wanted);
   }
   return conv_aten_backward(grad_output, input, kernels, saved, options, wanted);
 }

@@ -22,7 +22,7 @@ struct WinogradPanels {
   int64_t floats() const { return offset(panels.count); }
   // Where vector v of row c lies for point 0.
   int64_t at(int64_t c, int64_t v, int64_t* stride) const {
-    const int64_t p = ((v + 1) * panels.count - 1) / panels.vecs;
+    const int64_t p = panels.panel_of(v);
     *stride = point_stride(p);
     return offset(p) + (c * panels.num_vecs(p) + v - panels.first_vec(p)) * kLanes;
   }
@@ -81,6 +81,7 @@ static void transform_block(const Source& s, int64_t b, const Window& w, int64_t
 template <typename W>
 struct WinogradConv {
   static constexpr int64_t kPoints = W::kIn * W::kIn;
+  static constexpr int64_t kHalo = W::kTaps - 1;
 
   static Blocking blocking(const ConvJob& job) {
     return {job.dst.height, job.dst.width, W::kOut, tiles_per_block(kPoints, job.in()),
@@ -91,13 +92,17 @@ struct WinogradConv {
     return {kPoints, job.in(), panels_of(job.out())};
   }
 
-  static int64_t kernel_floats(const ConvJob& job) { return layout(job).floats(); }
+  static int64_t kernel_floats(const ConvJob& job, const PanelRange& range) {
+    return layout(job).offset(range.last) - layout(job).offset(range.first);
+  }
 
-  static void emit(const ConvJob& job, float* kernels, int64_t c, int64_t v, const vf* taps) {
+  static void emit(const ConvJob& job, float* kernels, int64_t first, int64_t c, int64_t v,
+                   const Taps& taps) {
     int64_t stride;
-    float* dst = kernels + layout(job).at(c, v, &stride);
-    transform_square<3, W::kIn, W::kernel>(
-        [&](int i, int j) { return taps[i * 3 + j]; },
+    const WinogradPanels all = layout(job);
+    float* dst = kernels + all.at(c, v, &stride) - all.offset(first);
+    transform_square<W::kTaps, W::kIn, W::kernel>(
+        [&](int i, int j) { return taps[job.tap(i, j)]; },
         [&](int i, int j, vf u) { store(dst + (i * W::kIn + j) * stride, u); });
   }
 
@@ -116,7 +121,8 @@ struct WinogradConv {
     const int64_t panel = kMaxPanelVecs * kLanes;
     Cutter cutter{scratch};
     Buffers buf;
-    buf.patch = cutter.take(max_of((rows + 2) * (cols + 2) * channels, rows * cols * panel));
+    buf.patch =
+        cutter.take(max_of((rows + kHalo) * (cols + kHalo) * channels, rows * cols * panel));
     buf.input = cutter.take(th * tw * tile_stride(kPoints, channels));
     buf.product = cutter.take(th * tw * tile_stride(kPoints, panel));
     buf.sink = cutter.take(kSinkScratch);
@@ -128,19 +134,19 @@ struct WinogradConv {
     return cut(job, blocking.th, blocking.tw, nullptr).floats;
   }
 
-  static void run(const ConvJob& job, const Block& block, const float* kernels, const float* bias,
-                  float* scratch) {
+  static void run(const ConvJob& job, const Block& block, const PanelRange& range,
+                  const float* kernels, const float* bias, float* scratch) {
     const int64_t th = ceil_div(block.rows, W::kOut);
     const int64_t tw = ceil_div(block.cols, W::kOut);
     const int64_t rows = th * W::kOut;
     const int64_t cols = tw * W::kOut;
     const Buffers buf = cut(job, th, tw, scratch);
-    const Window window{block.y - job.pad_y, block.x - job.pad_x, rows + 2, cols + 2};
-    transform_block<W>(job.src, block.b, window, th, tw, buf.patch, buf.input);
+    transform_block<W>(job.src, block.b, job.window(block, rows, cols), th, tw, buf.patch,
+                       buf.input);
 
     const int64_t channels = round_up(job.in(), kLanes);
     const WinogradPanels kernel_layout = layout(job);
-    for (int64_t p = 0; p < kernel_layout.panels.count; ++p) {
+    for (int64_t p = range.first; p < range.last; ++p) {
       const int64_t vecs = kernel_layout.panels.num_vecs(p);
       const int64_t first = kernel_layout.panels.first_vec(p) * kLanes;
       const int64_t ld = vecs * kLanes;
@@ -152,13 +158,15 @@ struct WinogradConv {
       g.a_depth = 1;
       g.b_depth = ld;
       // A single panel that is not wider than the input replaces it: less cache is needed.
-      const bool in_place = kernel_layout.panels.count == 1 && ld <= channels;
+      const bool in_place =
+          range.last - range.first == 1 && ld <= channels && job.in() <= kMaxChain;
       float* product = in_place ? buf.input : buf.product;
       const int64_t point = in_place ? channels : ld;
       g.c_row = tile_stride(kPoints, point);
+      const float* own = kernels + kernel_layout.offset(p) - kernel_layout.offset(range.first);
       for (int64_t i = 0; i < kPoints; ++i) {
         g.a = buf.input + i * channels;
-        g.b = kernels + kernel_layout.offset(p) + i * kernel_layout.point_stride(p);
+        g.b = own + i * kernel_layout.point_stride(p);
         g.c = product + i * point;
         gemm(g);
       }

@@ -31,7 +31,7 @@ DASR_OPS_INLINE float dot(const float* a, const float* b, int64_t n) {
 }
 
 // grad[b][0] becomes the sum over the segments; then every output gets its part [begin, end).
-static void reduce_part(const Conv3x3BackwardParams& p, int64_t segments, float* grad, int64_t row,
+static void reduce_part(const ConvBackwardParams& p, int64_t segments, float* grad, int64_t row,
                         int64_t begin, int64_t end, const float* expert, float* grad_expert,
                         float* grad_routing) {
   const int64_t n = end - begin;
@@ -68,8 +68,7 @@ static void reduce_part(const Conv3x3BackwardParams& p, int64_t segments, float*
 }
 
 // Consumes job.weight and job.bias.
-static void expert_grad(const Conv3x3BackwardParams& p, const GradJob& job,
-                        const ThreadPool& pool) {
+static void expert_grad(const ConvBackwardParams& p, const GradJob& job, const ThreadPool& pool) {
   const int64_t row = job.kernel_floats();
   const int64_t chunks = job.want_weight ? ceil_div(row, kReduceChunk) : 0;
   const int64_t routings = p.grad_routing != nullptr ? p.batch * p.experts : 0;

@@ -1,4 +1,5 @@
 // Register-blocked matrix product. C[m][n] (+)= sum over segments s and k of A[s][m][k] B[s][k][n].
+// Sums of at most kMaxChain terms may replace the rows of A that they are formed of.
 #pragma once
 
 #include "simd.h"
@@ -33,7 +34,7 @@ DASR_OPS_INLINE void gemm_tile(const Gemm& g, const float* a_tile, float* c) {
   for (int m = 0; m < kRows; ++m) {
     DASR_OPS_UNROLL
     for (int n = 0; n < kVecs; ++n) {
-      acc[m][n] = g.accumulate ? load(c + m * c_row + n * kLanes) : vf{};
+      acc[m][n] = vf{};
     }
   }
   for (int64_t s = 0; s < g.segments; ++s) {
@@ -61,7 +62,8 @@ DASR_OPS_INLINE void gemm_tile(const Gemm& g, const float* a_tile, float* c) {
   for (int m = 0; m < kRows; ++m) {
     DASR_OPS_UNROLL
     for (int n = 0; n < kVecs; ++n) {
-      store(c + m * c_row + n * kLanes, acc[m][n]);
+      float* dst = c + m * c_row + n * kLanes;
+      store(dst, g.accumulate ? load(dst) + acc[m][n] : acc[m][n]);
     }
   }
 }
@@ -88,7 +90,7 @@ static void gemm_panel(const Gemm& g) {
   gemm_tiles<1, kVecs>(g, m);
 }
 
-static void gemm(const Gemm& g) {
+static void gemm_chain(const Gemm& g) {
   switch (g.cols) {
     case 1:
       return gemm_panel<1>(g);
@@ -106,6 +108,29 @@ static void gemm(const Gemm& g) {
   }
 }
 
+// Sums of sums: rounding errors of one chain of additions grow with its length.
+constexpr int64_t kMaxChain = 256;
+
+static void gemm(const Gemm& g) {
+  if (g.depth * g.segments <= kMaxChain) {
+    return gemm_chain(g);
+  }
+  Gemm part = g;
+  const int64_t chunks = ceil_div(g.depth, kMaxChain);
+  const int64_t segments = max_of(kMaxChain / g.depth, 1);
+  for (int64_t s = 0; s < g.segments; s += segments) {
+    part.segments = min_of(segments, g.segments - s);
+    for (int64_t i = 0; i < chunks; ++i) {
+      const int64_t k = i * g.depth / chunks;
+      part.depth = (i + 1) * g.depth / chunks - k;
+      part.a = g.a + s * g.a_segment + k * g.a_depth;
+      part.b = g.b + s * g.b_segment + k * g.b_depth;
+      gemm_chain(part);
+      part.accumulate = true;
+    }
+  }
+}
+
 // Columns of a matrix, in vectors, cut into panels of about equal width.
 struct Panels {
   int64_t vecs;
@@ -113,6 +138,11 @@ struct Panels {
 
   int64_t first_vec(int64_t panel) const { return panel * vecs / count; }
   int64_t num_vecs(int64_t panel) const { return first_vec(panel + 1) - first_vec(panel); }
+  int64_t panel_of(int64_t vec) const { return ((vec + 1) * count - 1) / vecs; }
+};
+
+struct PanelRange {
+  int64_t first, last;
 };
 
 DASR_OPS_INLINE Panels panels_of(int64_t columns) {

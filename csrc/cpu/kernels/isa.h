@@ -1,16 +1,16 @@
 // Choice of the instruction set at run time, and the kernels compiled for each.
 //
 // Flags per file (all: -O3 -std=c++17; on other processors than x86-64 only the third and fourth):
-//   conv3x3_avx512.cpp     -mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma
-//   conv3x3_avx2.cpp       -mavx2 -mfma
-//   conv3x3_portable.cpp   none
-//   conv3x3.cpp isa.cpp    none
+//   conv_avx512.cpp     -mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma
+//   conv_avx2.cpp       -mavx2 -mfma
+//   conv_portable.cpp   none
+//   conv.cpp isa.cpp    none
 // The first three compile the same sources in a namespace each (DASR_OPS_ISA). Nothing in those
 // sources may instantiate an inline function from outside of its namespace: the linker keeps one
 // copy, which could be the one with AVX-512 instructions.
 #pragma once
 
-#include "conv3x3.h"
+#include "conv.h"
 
 namespace dasr {
 namespace cpu {
@@ -28,10 +28,10 @@ const IsaChoice& isa_choice();
 
 const char* isa_name(Isa isa);
 
-#define DASR_OPS_DECLARE_KERNELS(ns)                                                  \
-  namespace ns {                                                                      \
-  void conv3x3_forward(const Conv3x3Params& params, const ThreadPool& pool);          \
-  void conv3x3_backward(const Conv3x3BackwardParams& params, const ThreadPool& pool); \
+#define DASR_OPS_DECLARE_KERNELS(ns)                                            \
+  namespace ns {                                                                \
+  void conv_forward(const ConvParams& params, const ThreadPool& pool);          \
+  void conv_backward(const ConvBackwardParams& params, const ThreadPool& pool); \
   }
 DASR_OPS_DECLARE_KERNELS(portable)
 DASR_OPS_DECLARE_KERNELS(avx2)

@@ -8,20 +8,30 @@ namespace cpu {
 namespace DASR_OPS_ISA {
 
 struct KernelBank {
-  const float* weight;   // [K, O, I, 3, 3], or [B, O, I, 3, 3] if experts == 0
-  const float* bias;     // [K, O], or [B, O] if experts == 0; may be null
+  const float* weight;   // [K, O, I, taps], or [B, O, I, taps] if experts == 0
+  const float* bias;     // [K, O], or [B, O] if experts == 0; null: none
   const float* routing;  // [B, K]
   int64_t experts;
   int64_t out_channels;  // O
-  int64_t in_channels;   // I
-  ChannelMap map;        // of the O channels
-  bool transposed;       // hand out the kernels of the gradient: O -> I, flipped
+  int64_t in_channels;   // I; 1 if depthwise
+  int64_t taps;
+  ChannelMap map;   // of the O channels
+  bool transposed;  // hand out the kernels of the gradient: O -> I
 
+  int64_t row() const { return in_channels * taps; }
   int64_t from() const { return transposed ? out_channels : in_channels; }
   int64_t to() const { return transposed ? in_channels : out_channels; }
 };
 
 constexpr int64_t kTransposedUnit = 16;
+
+// The taps of one kernel for kLanes channels that follow each other.
+struct Taps {
+  const float* data;
+  int64_t stride;
+
+  vf operator[](int64_t t) const { return load(data + t * stride); }
+};
 
 // dst = sum_k routing[b,k] src[k]; without experts the row itself is returned.
 static const float* aggregate(const KernelBank& bank, const float* src, int64_t expert_stride,
@@ -53,17 +63,19 @@ static const float* aggregate(const KernelBank& bank, const float* src, int64_t 
   return dst;
 }
 
-static const float* aggregate_kernel(const KernelBank& bank, int64_t b, int64_t o, float* dst) {
-  const int64_t row = bank.in_channels * 9;
-  return aggregate(bank, bank.weight, bank.out_channels * row, b, bank.map.torch_channel(o) * row,
-                   row, dst);
+// n values of the kernel of output channel o, from an offset.
+static const float* aggregate_kernel(const KernelBank& bank, int64_t b, int64_t o, int64_t offset,
+                                     int64_t n, float* dst) {
+  const int64_t row = bank.row();
+  return aggregate(bank, bank.weight, bank.out_channels * row, b,
+                   bank.map.torch_channel(o) * row + offset, n, dst);
 }
 
 // dst[0 .. round_up(O, kLanes)), 0 where there is no channel.
 static void aggregate_bias(const KernelBank& bank, int64_t b, float* dst) {
   const int64_t channels = bank.to();
   fill_zero(dst, round_up(channels, kLanes));
-  if (bank.bias == nullptr || bank.transposed) {
+  if (bank.bias == nullptr) {
     return;
   }
   for (int64_t n = 0; n < channels; ++n) {
@@ -79,53 +91,74 @@ DASR_OPS_INLINE int64_t pack_units(const KernelBank& bank) {
 }
 
 DASR_OPS_INLINE int64_t pack_scratch(const KernelBank& bank) {
-  const int64_t row = bank.in_channels * 9;
-  return bank.transposed ? row + 9 * (bank.in_channels + kLanes) + 4 * kAlign
+  const int64_t row = bank.row();
+  return bank.transposed ? row + bank.taps * round_up(bank.in_channels, kLanes) + 4 * kAlign
                          : 2 * kLanes * row + 4 * kAlign;
 }
 
-// emit(c, v, w): the nine taps from input channel c to the vector v of output channels.
+// emit(c, v, taps): the taps from input channel c to the vector v of output channels.
+template <typename Emit>
+static void pack_vector(const KernelBank& bank, int64_t b, int64_t v, float* scratch,
+                        const Emit& emit) {
+  const int64_t row = bank.row();
+  float* rows = scratch;
+  float* taps = scratch + round_up(kLanes * row, kAlign);
+  const int64_t first = v * kLanes;
+  const int64_t count = min_of(kLanes, bank.out_channels - first);
+  for (int64_t l = 0; l < count; ++l) {
+    float* dst = rows + l * row;
+    const float* src = aggregate_kernel(bank, b, first + l, 0, row, dst);
+    if (src != dst) {
+      copy_floats(dst, src, row);
+    }
+  }
+  fill_zero(rows + count * row, (kLanes - count) * row);
+  transpose(rows, row, kLanes, row, taps, kLanes);
+  for (int64_t c = 0; c < bank.in_channels; ++c) {
+    emit(c, v, Taps{taps + c * bank.taps * kLanes, kLanes});
+  }
+}
+
+// The same of the gradient's kernels, for the rows [first, last) and the vectors [v0, v1).
+template <typename Emit>
+static void pack_transposed(const KernelBank& bank, int64_t b, int64_t first, int64_t last,
+                            int64_t v0, int64_t v1, float* scratch, const Emit& emit) {
+  const int64_t ld = (v1 - v0) * kLanes;
+  const int64_t begin = v0 * kLanes;
+  const int64_t count = min_of(v1 * kLanes, bank.in_channels) - begin;
+  float* rows = scratch;
+  float* taps = scratch + round_up(bank.row(), kAlign);
+  fill_zero(taps, bank.taps * ld);
+  for (int64_t o = first; o < last; ++o) {
+    const float* row = aggregate_kernel(bank, b, o, begin * bank.taps, count * bank.taps, rows);
+    transpose(row, bank.taps, count, bank.taps, taps, ld);
+    for (int64_t v = v0; v < v1; ++v) {
+      emit(o, v, Taps{taps + (v - v0) * kLanes, ld});
+    }
+  }
+}
+
+// One of pack_units(bank) parts of the packing of a sample's kernel.
 template <typename Emit>
 static void pack_unit(const KernelBank& bank, int64_t b, int64_t unit, float* scratch,
                       const Emit& emit) {
-  const int64_t in = bank.in_channels;
-  const int64_t row = in * 9;
-  vf w[9];
   if (!bank.transposed) {
-    float* rows = scratch;
-    float* taps = scratch + round_up(kLanes * row, kAlign);
-    const int64_t first = unit * kLanes;
-    const int64_t count = min_of(kLanes, bank.out_channels - first);
-    for (int64_t l = 0; l < count; ++l) {
-      float* dst = rows + l * row;
-      const float* src = aggregate_kernel(bank, b, first + l, dst);
-      if (src != dst) {
-        copy_floats(dst, src, row);
-      }
-    }
-    fill_zero(rows + count * row, (kLanes - count) * row);
-    transpose(rows, row, kLanes, row, taps, kLanes);
-    for (int64_t c = 0; c < in; ++c) {
-      for (int t = 0; t < 9; ++t) {
-        w[t] = load(taps + (c * 9 + t) * kLanes);
-      }
-      emit(c, unit, w);
-    }
-    return;
+    return pack_vector(bank, b, unit, scratch, emit);
   }
-  const int64_t ld = round_up(in, kLanes);
-  float* rows = scratch;
-  float* taps = scratch + round_up(row, kAlign);
-  fill_zero(taps, 9 * ld);
-  const int64_t last = min_of((unit + 1) * kTransposedUnit, bank.out_channels);
-  for (int64_t o = unit * kTransposedUnit; o < last; ++o) {
-    transpose(aggregate_kernel(bank, b, o, rows), 9, in, 9, taps, ld);
-    for (int64_t v = 0; v * kLanes < in; ++v) {
-      for (int t = 0; t < 9; ++t) {
-        w[t] = load(taps + (8 - t) * ld + v * kLanes);
-      }
-      emit(o, v, w);
-    }
+  pack_transposed(bank, b, unit * kTransposedUnit,
+                  min_of((unit + 1) * kTransposedUnit, bank.out_channels), 0,
+                  ceil_div(bank.in_channels, kLanes), scratch, emit);
+}
+
+// All that the vectors [v0, v1) of output channels need.
+template <typename Emit>
+static void pack_vectors(const KernelBank& bank, int64_t b, int64_t v0, int64_t v1, float* scratch,
+                         const Emit& emit) {
+  if (bank.transposed) {
+    return pack_transposed(bank, b, 0, bank.out_channels, v0, v1, scratch, emit);
+  }
+  for (int64_t v = v0; v < v1; ++v) {
+    pack_vector(bank, b, v, scratch, emit);
   }
 }
 

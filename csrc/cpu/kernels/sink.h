@@ -10,8 +10,8 @@ namespace DASR_OPS_ISA {
 
 struct Sink {
   float* data;
-  Strides strides;  // of the image in memory, dense
-  bool nhwc;
+  Strides strides;   // of the image in memory, dense
+  bool nhwc;         // the order in memory; without pixel shuffle pixels may lie apart
   int64_t channels;  // of the convolution, as height and width
   int64_t height;
   int64_t width;
@@ -91,7 +91,7 @@ static void store_nhwc_line(const Sink& s, const Block& k, int64_t y, int64_t n0
                             const float* src, int64_t ld) {
   const int64_t r = s.map.r;
   const int64_t image_channels = s.map.image_channels;
-  const bool whole = r == 1 && n0 == 0 && n1 == s.channels && ld == s.channels;
+  const bool whole = r == 1 && n0 == 0 && n1 == s.channels && ld == s.strides.x;
   if (whole && (s.residual == nullptr || s.residual_strides.equal(s.strides))) {
     const int64_t index = offset_at(s.strides, k.b, 0, y, k.x);
     return store_run(s, index, src, k.cols * ld, index, 1);
@@ -126,10 +126,10 @@ static void store_nchw_line(const Sink& s, const Block& k, int64_t y, int64_t n0
     const int64_t index = offset_at(s.strides, k.b, o, y * r + dy, k.x * r + dx);
     const int64_t res = offset_at(s.residual_strides, k.b, o, y * r + dy, k.x * r + dx);
     const float* plane = planes + (n - n0) * kMaxCols;
-    if (r == 1) {
+    if (r == 1 && s.strides.x == 1) {
       store_run(s, index, plane, k.cols, res, s.residual_strides.x);
       ++n;
-    } else if (r <= kMaxUpscale && dx == 0 && n + r <= n1) {
+    } else if (r > 1 && r <= kMaxUpscale && dx == 0 && n + r <= n1) {
       for (int64_t d = 0; d < r; ++d) {
         for (int64_t p = 0; p < k.cols; ++p) {
           line[p * r + d] = plane[d * kMaxCols + p];
@@ -138,8 +138,9 @@ static void store_nchw_line(const Sink& s, const Block& k, int64_t y, int64_t n0
       store_run(s, index, line, k.cols * r, res, s.residual_strides.x);
       n += r;
     } else {
+      const int64_t step = r * s.strides.x;
       for (int64_t p = 0; p < k.cols; ++p) {
-        store_run(s, index + p * r, plane + p, 1, res + p * r * s.residual_strides.x, 1);
+        store_run(s, index + p * step, plane + p, 1, res + p * r * s.residual_strides.x, 1);
       }
       ++n;
     }

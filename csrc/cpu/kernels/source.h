@@ -8,7 +8,7 @@ namespace dasr {
 namespace cpu {
 namespace DASR_OPS_ISA {
 
-constexpr int64_t kMaxCols = 72;     // of a patch
+constexpr int64_t kMaxCols = 72;     // of what is transposed at a time
 constexpr int64_t kMaxUpscale = 8;   // with a fast path in NCHW
 constexpr int64_t kPlaneChunk = 16;  // channels that are transposed together
 
@@ -142,6 +142,11 @@ static void load_rows(const Source& s, int64_t b, int64_t y, int64_t x0, int64_t
 
 static void load_planes(const Source& s, int64_t b, int64_t y, int64_t x0, int64_t n, int64_t c0,
                         int64_t c1, float* dst, int64_t ld) {
+  for (; n > kMaxCols; n -= kMaxCols) {
+    load_planes(s, b, y, x0, kMaxCols, c0, c1, dst, ld);
+    x0 += kMaxCols;
+    dst += kMaxCols * ld;
+  }
   const int64_t r = s.map.r;
   const int64_t base = b * s.strides.b + y * r * s.strides.y + x0 * r;
   if (r == 1 && !s.gated) {
@@ -229,7 +234,7 @@ static void load_patch(const Source& s, int64_t b, const Window& w, int64_t c0, 
   }
 }
 
-// dst[c][row][pitch]; what is outside of the image reads as 0. scratch: kMaxCols * channels.
+// dst[c][row][pitch]; what is outside of the image reads as 0. scratch: w.cols * channels.
 static void load_planar(const Source& s, int64_t b, const Window& w, float* dst, int64_t pitch,
                         float* scratch) {
   const Inside in(s, w);

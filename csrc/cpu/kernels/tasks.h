@@ -3,7 +3,7 @@
 
 #include <new>
 
-#include "conv3x3.h"
+#include "conv.h"
 #include "simd.h"
 
 namespace dasr {

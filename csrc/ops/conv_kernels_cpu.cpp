@@ -1,9 +1,9 @@
-#include "ops/conv3x3_cpu.h"
+#include "ops/conv_kernels_cpu.h"
 
 #include <algorithm>
 #include <cstdlib>
 
-#include "cpu/kernels/conv3x3.h"
+#include "cpu/kernels/conv.h"
 #include "cpu/kernels/isa.h"
 #include "ops/status.h"
 
@@ -35,6 +35,13 @@ const float* data(const std::optional<Tensor>& tensor) {
   return tensor ? tensor->const_data_ptr<float>() : nullptr;
 }
 
+// Kernels that reach further would need patches larger than a cache.
+constexpr int64_t kMaxReach = 32;
+
+int64_t reach(const Tensor& weight, const ConvOptions& options, int d) {
+  return options.dilation[d] * (weight.size(3 + d) - 1) + 1;
+}
+
 // The tensors in float32, kept alive as long as a kernel's parameters point into them.
 struct Operands {
   Tensor input, weight;
@@ -46,17 +53,14 @@ struct Operands {
         routing(contiguous(kernels.routing, ScalarType::Float)),
         bias(contiguous(kernels.bias, ScalarType::Float)) {}
 
-  void fill(const ConvOptions& options, cpu::Conv3x3Params& params) const {
+  void fill(const ConvOptions& options, cpu::ConvParams& params) const {
     params.batch = input.size(0);
     params.in_channels = input.size(1);
     params.out_channels = weight.size(1);
-    params.height = input.size(2);
-    params.width = input.size(3);
+    params.y = axis(options, 0);
+    params.x = axis(options, 1);
+    params.depthwise = options.groups > 1;
     params.experts = routing ? weight.size(0) : 0;
-    params.pad_top = options.padding[0];
-    params.pad_bottom = options.padding[1];
-    params.pad_left = options.padding[2];
-    params.pad_right = options.padding[3];
     params.upscale_factor = options.upscale_factor;
     if (options.negative_slope) {
       params.activation = cpu::Activation::kLeakyRelu;
@@ -70,39 +74,49 @@ struct Operands {
     params.routing = data(routing);
     params.bias = data(bias);
   }
+
+  cpu::ConvAxis axis(const ConvOptions& options, int d) const {
+    return {input.size(2 + d),   weight.size(3 + d),     options.stride[d],
+            options.dilation[d], options.padding[2 * d], options.padding[2 * d + 1]};
+  }
 };
 
 }  // namespace
 
-bool conv3x3_applies(const Tensor& input, const Kernels& kernels, const ConvOptions& options) {
+bool conv_kernels_apply(const Tensor& input, const Kernels& kernels, const ConvOptions& options) {
   const auto is_double = [](const std::optional<Tensor>& tensor) {
     return tensor && tensor->scalar_type() == ScalarType::Double;
   };
-  const auto is_one = [](const std::vector<int64_t>& v) { return v[0] == 1 && v[1] == 1; };
-  return !is_double(input) && !is_double(kernels.weight) && !is_double(kernels.routing) &&
-         !is_double(kernels.bias) && kernels.weight.size(3) == 3 && kernels.weight.size(4) == 3 &&
-         options.groups == 1 && is_one(options.stride) && is_one(options.dilation);
+  if (is_double(input) || is_double(kernels.weight) || is_double(kernels.routing) ||
+      is_double(kernels.bias)) {
+    return false;
+  }
+  const bool depthwise = options.groups == input.size(1) &&
+                         options.groups == kernels.weight.size(1) && options.upscale_factor == 1;
+  return (options.groups == 1 || depthwise) && reach(kernels.weight, options, 0) <= kMaxReach &&
+         reach(kernels.weight, options, 1) <= kMaxReach;
 }
 
-void conv3x3_forward(const Tensor& input, const Kernels& kernels,
-                     const std::optional<Tensor>& residual, const ConvOptions& options,
-                     const Tensor& output, uint8_t* mask) {
+void conv_kernels_forward(const Tensor& input, const Kernels& kernels,
+                          const std::optional<Tensor>& residual, const ConvOptions& options,
+                          const Tensor& output, uint8_t* mask) {
   const Operands operands(input, kernels);
-  cpu::Conv3x3Params params;
+  cpu::ConvParams params;
   operands.fill(options, params);
   params.residual = data(residual);
   if (residual) copy_strides(*residual, params.residual_strides);
   params.output = output.mutable_data_ptr<float>();
   params.sign_mask = mask;
-  cpu::conv3x3_forward(params, thread_pool());
+  cpu::conv_forward(params, thread_pool());
 }
 
-Gradients conv3x3_backward(const Tensor& grad_output, const Tensor& input, const Kernels& kernels,
-                           const Saved& saved, const ConvOptions& options, const Wanted& wanted) {
+Gradients conv_kernels_backward(const Tensor& grad_output, const Tensor& input,
+                                const Kernels& kernels, const Saved& saved,
+                                const ConvOptions& options, const Wanted& wanted) {
   const Operands operands(input, kernels);
   const Tensor grad = cast(grad_output, ScalarType::Float);
   const std::optional<Tensor> saved_output = cast(saved.output, ScalarType::Float);
-  cpu::Conv3x3BackwardParams params;
+  cpu::ConvBackwardParams params;
   operands.fill(options, params);
   params.grad_output = grad.const_data_ptr<float>();
   copy_strides(grad, params.grad_output_strides);
@@ -123,7 +137,7 @@ Gradients conv3x3_backward(const Tensor& grad_output, const Tensor& input, const
     params.grad_routing = allocate(wanted.routing, grads.routing, *kernels.routing);
   }
   if (kernels.bias) params.grad_bias = allocate(wanted.bias, grads.bias, *kernels.bias);
-  cpu::conv3x3_backward(params, thread_pool());
+  cpu::conv_backward(params, thread_pool());
   return grads;
 }
 

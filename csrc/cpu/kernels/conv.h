@@ -1,11 +1,12 @@
-// Fused dynamic 3x3 convolution on the CPU: fp32, stride 1, dilation 1, groups 1. Free of PyTorch.
+// Fused dynamic convolution on the CPU in fp32. Free of PyTorch.
 //
-//   c[b] = conv3x3(input[b], sum_k routing[b,k] weight[k]) + sum_k routing[b,k] bias[k]
+//   c[b] = conv2d(input[b], sum_k routing[b,k] weight[k]) + sum_k routing[b,k] bias[k]
 //   output = residual + residual_scale * act(pixel_shuffle(c, upscale_factor))
 //
-// Legal: every size >= 0, paddings >= 0, any strides, upscale_factor >= 1 whose square divides
-// out_channels, and a padded input of at least 3x3 (conv3x3_supported tells). Results do not depend
-// on the number of threads. The only exception thrown is std::bad_alloc.
+// Legal: every size >= 0, kernels, strides and dilations >= 1, paddings >= 0, any memory strides,
+// upscale_factor >= 1 whose square divides out_channels, and a padded input that the dilated kernel
+// fits into (conv_supported tells). One group, or depthwise without pixel shuffle. Results do not
+// depend on the number of threads. The only exception thrown is std::bad_alloc.
 #pragma once
 
 #include <cstdint>
@@ -27,20 +28,32 @@ enum class Layout { kNCHW, kNHWC };
 
 enum class Activation { kNone, kLeakyRelu };
 
+// One dimension of a convolution.
+struct ConvAxis {
+  int64_t size = 0;  // of the input
+  int64_t kernel = 3;
+  int64_t stride = 1;
+  int64_t dilation = 1;
+  int64_t pad_before = 0;
+  int64_t pad_after = 0;
+
+  // Always inlined: isa.h says why.
+  __attribute__((always_inline)) int64_t reach() const { return dilation * (kernel - 1) + 1; }
+  __attribute__((always_inline)) int64_t output() const {
+    return (size + pad_before + pad_after - reach()) / stride + 1;
+  }
+};
+
 // B batch, I input channels, O output channels of the convolution, K experts, r upscale factor,
-// H' = H + pad_top + pad_bottom - 2, W' = W + pad_left + pad_right - 2, C = O / (r * r).
-// Strides are in elements and in the order batch, channel, row, column.
-struct Conv3x3Params {
+// H' x W' its output, C = O / (r * r). Memory strides are in elements and in the order batch,
+// channel, row, column.
+struct ConvParams {
   int64_t batch = 0;
   int64_t in_channels = 0;
   int64_t out_channels = 0;
-  int64_t height = 0;
-  int64_t width = 0;
-  int64_t experts = 0;  // 0: weight and bias already hold one kernel per sample, no routing
-  int64_t pad_top = 0;
-  int64_t pad_bottom = 0;
-  int64_t pad_left = 0;
-  int64_t pad_right = 0;
+  ConvAxis y, x;
+  bool depthwise = false;  // O == I groups of one channel each, r = 1; I/g below is then 1
+  int64_t experts = 0;     // 0: weight and bias already hold one kernel per sample, no routing
   int64_t upscale_factor = 1;
   Activation activation = Activation::kNone;
   float negative_slope = 0.0f;  // of kLeakyRelu; 0 is ReLU
@@ -51,7 +64,7 @@ struct Conv3x3Params {
   // inputs
   const float* input = nullptr;  // [B, I, H, W]; a channel or column stride of 1 is fast
   int64_t input_strides[4] = {};
-  const float* weight = nullptr;    // [K, O, I, 3, 3], or [B, O, I, 3, 3] without experts
+  const float* weight = nullptr;    // [K, O, I/g, kh, kw], or [B, O, I/g, kh, kw] without experts
   const float* routing = nullptr;   // [B, K]; experts of weight exactly 0 are not read
   const float* bias = nullptr;      // [K, O], or [B, O] without experts; null: none
   const float* residual = nullptr;  // [B, C, H'r, W'r]; null: none
@@ -68,7 +81,7 @@ struct Conv3x3Params {
 // comes from saved_output (legal without residual, residual_scale > 0 and slope >= 0) or from
 // saved_sign_mask; one of the two is required. output_layout is the layout of these two.
 // Each result is computed only if its pointer is not null.
-struct Conv3x3BackwardParams : Conv3x3Params {
+struct ConvBackwardParams : ConvParams {
   // inputs
   const float* grad_output = nullptr;  // [B, C, H'r, W'r]; fast in the strides of the output
   int64_t grad_output_strides[4] = {};
@@ -83,11 +96,11 @@ struct Conv3x3BackwardParams : Conv3x3Params {
   float* grad_bias = nullptr;     // shape of bias
 };
 
-bool conv3x3_supported(const Conv3x3Params& params);
+bool conv_supported(const ConvParams& params);
 
-void conv3x3_forward(const Conv3x3Params& params, const ThreadPool& pool);
+void conv_forward(const ConvParams& params, const ThreadPool& pool);
 
-void conv3x3_backward(const Conv3x3BackwardParams& params, const ThreadPool& pool);
+void conv_backward(const ConvBackwardParams& params, const ThreadPool& pool);
 
 }  // namespace cpu
 }  // namespace dasr

@@ -1,3 +1,3 @@
 #define DASR_OPS_ISA avx2
 #define DASR_OPS_LANES 8
-#include "conv3x3_kernels.h"
+#include "conv_kernels.h"

@@ -1,0 +1,285 @@
+// The kernels of one instruction set: from the parameters to jobs and algorithms.
+#pragma once
+
+#include "convolve_depthwise.h"
+#include "convolve_few_outputs.h"
+#include "convolve_gemm.h"
+#include "convolve_winograd.h"
+#include "expert_grad.h"
+#include "isa.h"
+#include "weight_grad_depthwise.h"
+#include "weight_grad_few_outputs.h"
+#include "weight_grad_gemm.h"
+#include "weight_grad_winograd.h"
+
+namespace dasr {
+namespace cpu {
+namespace DASR_OPS_ISA {
+
+// The stride of a dimension of size 1 means nothing; take that of the layout.
+DASR_OPS_INLINE Strides strides_of(const int64_t (&s)[4], const Strides& dense, int64_t c,
+                                   int64_t h, int64_t w) {
+  return {s[0], c > 1 ? s[1] : dense.c, h > 1 ? s[2] : dense.y, w > 1 ? s[3] : dense.x};
+}
+
+DASR_OPS_INLINE Access access_of(const Strides& s) {
+  return s.c == 1 ? Access::kRows : s.x == 1 ? Access::kPlanes : Access::kAny;
+}
+
+struct OutputShape {
+  int64_t height, width;                        // of the convolution
+  int64_t channels, image_height, image_width;  // after pixel shuffle
+
+  explicit OutputShape(const ConvParams& p)
+      : height(p.y.output()),
+        width(p.x.output()),
+        channels(p.out_channels / (p.upscale_factor * p.upscale_factor)),
+        image_height(height * p.upscale_factor),
+        image_width(width * p.upscale_factor) {}
+};
+
+static Source input_source(const ConvParams& p) {
+  Source s{};
+  s.data = p.input;
+  const bool nhwc = p.input_strides[1] == 1 || p.in_channels == 1;
+  s.strides = strides_of(p.input_strides, dense_strides(nhwc, p.in_channels, p.y.size, p.x.size),
+                         p.in_channels, p.y.size, p.x.size);
+  s.channels = p.in_channels;
+  s.height = p.y.size;
+  s.width = p.x.size;
+  s.map = {p.in_channels, 1, false};
+  s.access = access_of(s.strides);
+  return s;
+}
+
+static Source grad_source(const ConvBackwardParams& p) {
+  const OutputShape shape(p);
+  const int64_t r = p.upscale_factor;
+  Source s{};
+  s.data = p.grad_output;
+  s.gate_strides = dense_strides(p.output_layout == Layout::kNHWC, shape.channels,
+                                 shape.image_height, shape.image_width);
+  s.strides = strides_of(p.grad_output_strides, s.gate_strides, shape.channels, shape.image_height,
+                         shape.image_width);
+  if (p.batch <= 1) {
+    s.strides.b = s.gate_strides.b;
+  }
+  s.channels = p.out_channels;
+  s.height = shape.height;
+  s.width = shape.width;
+  s.scale = p.residual_scale;
+  if (p.activation == Activation::kLeakyRelu) {
+    s.slope = p.negative_slope;
+    s.gate = p.saved_output;
+    s.gate_bits = p.saved_output != nullptr ? nullptr : p.saved_sign_mask;
+  }
+  const bool gate = s.gate != nullptr || s.gate_bits != nullptr;
+  s.gated = gate || s.scale != 1.0f;
+  s.access = access_of(s.strides);
+  if ((gate && !s.strides.equal(s.gate_strides)) ||
+      (s.access == Access::kPlanes && r > kMaxUpscale)) {
+    s.access = Access::kAny;
+  }
+  s.map = {shape.channels, r, r > 1 && s.access == Access::kRows};
+  return s;
+}
+
+static KernelBank bank_of(const ConvParams& p, const ChannelMap& map, bool transposed) {
+  return {p.weight,
+          p.bias,
+          p.routing,
+          p.experts,
+          p.out_channels,
+          p.depthwise ? 1 : p.in_channels,
+          p.y.kernel * p.x.kernel,
+          map,
+          transposed};
+}
+
+DASR_OPS_INLINE JobAxis forward_axis(const ConvAxis& a) {
+  return {a.kernel, a.kernel, a.stride, a.dilation, a.pad_before};
+}
+
+// Pixel i * stride + phase of the gradient of the input is a sum over the taps t for which
+// i * stride + phase + pad - t * dilation is a multiple of the stride: every u-th tap, the last
+// first, in steps of dilation / gcd(stride, dilation) pixels of the gradient of the output.
+DASR_OPS_INLINE JobAxis backward_axis(const ConvAxis& a, int64_t phase) {
+  int64_t gcd = a.stride;
+  for (int64_t rest = a.dilation; rest != 0;) {
+    const int64_t next = gcd % rest;
+    gcd = rest;
+    rest = next;
+  }
+  const int64_t u = a.stride / gcd;
+  for (int64_t t = a.kernel - 1; t >= max_of(a.kernel - u, 0); --t) {
+    const int64_t at = phase + a.pad_before - t * a.dilation;
+    if (at % a.stride == 0) {
+      return {a.kernel, t / u + 1, 1, a.dilation / gcd, -(at / a.stride), t, -u};
+    }
+  }
+  return {a.kernel, 0, 1, 1, 0};
+}
+
+// Images whose pixels all follow each other, where only the pixel itself is read: one long row.
+static bool is_one_row(const JobAxis& y, const JobAxis& x, const Source& src) {
+  return y.taps == 1 && x.taps == 1 && y.stride == 1 && x.stride == 1 && y.pad == 0 && x.pad == 0 &&
+         src.map.r == 1 && src.strides.y == src.width * src.strides.x;
+}
+
+DASR_OPS_INLINE void make_one_row(Source& src) {
+  src.width *= src.height;
+  src.height = 1;
+}
+
+static void run_convolution(ConvJob job, bool depthwise, bool precise, const ThreadPool& pool) {
+  Sink& dst = job.dst;
+  const auto in_rows = [&](const Strides& s) { return s.y == dst.width * s.x; };
+  if (is_one_row(job.y, job.x, job.src) && dst.map.r == 1 && in_rows(dst.strides) &&
+      (dst.residual == nullptr || in_rows(dst.residual_strides))) {
+    make_one_row(job.src);
+    dst.width *= dst.height;
+    dst.height = 1;
+  }
+  const bool unit_stride = job.y.stride == 1 && job.x.stride == 1;
+  const auto is_dense = [&](int64_t taps) { return job.y.dense(taps) && job.x.dense(taps); };
+  if (depthwise) {
+    convolve<DepthwiseConv>(job, pool);
+  } else if (job.in() <= kFewChannels) {
+    convolve<GemmConv>(job, pool);
+  } else if (job.out() <= kFewChannels && unit_stride) {
+    convolve<FewOutputsConv>(job, pool);
+  } else if (is_dense(3) && precise) {
+    convolve<WinogradConv<WinogradF2>>(job, pool);
+  } else if (is_dense(3)) {
+    convolve<WinogradConv<WinogradF4>>(job, pool);
+  } else if (is_dense(5) && !precise) {
+    convolve<WinogradConv<WinogradF2x5>>(job, pool);
+  } else {
+    convolve<GemmConv>(job, pool);
+  }
+}
+
+void conv_forward(const ConvParams& p, const ThreadPool& pool) {
+  const OutputShape shape(p);
+  const int64_t r = p.upscale_factor;
+  const bool nhwc = p.output_layout == Layout::kNHWC;
+  Sink sink{};
+  sink.data = p.output;
+  sink.nhwc = nhwc;
+  sink.strides = dense_strides(nhwc, shape.channels, shape.image_height, shape.image_width);
+  sink.channels = p.out_channels;
+  sink.height = shape.height;
+  sink.width = shape.width;
+  sink.map = {shape.channels, r, r > 1 && nhwc};
+  sink.activate = p.activation == Activation::kLeakyRelu;
+  sink.slope = p.negative_slope;
+  sink.scale = p.residual_scale;
+  sink.residual = p.residual;
+  if (p.residual != nullptr) {
+    sink.residual_strides = strides_of(p.residual_strides, sink.strides, shape.channels,
+                                       shape.image_height, shape.image_width);
+    if (p.batch <= 1) {
+      sink.residual_strides.b = sink.strides.b;
+    }
+  }
+  sink.sign_bits = p.sign_mask;
+  if (p.sign_mask != nullptr) {
+    const int64_t numel = p.batch * shape.channels * shape.image_height * shape.image_width;
+    __builtin_memset(p.sign_mask, 0, static_cast<size_t>(ceil_div(numel, 8)));
+  }
+  run_convolution({p.batch, forward_axis(p.y), forward_axis(p.x), input_source(p), sink,
+                   bank_of(p, sink.map, false)},
+                  p.depthwise, p.precise, pool);
+}
+
+static void input_grad(const ConvBackwardParams& p, const ThreadPool& pool) {
+  const bool nhwc = p.grad_input_layout == Layout::kNHWC;
+  const Source grad = grad_source(p);
+  Sink sink{};
+  sink.data = p.grad_input;
+  sink.nhwc = nhwc;
+  sink.strides = dense_strides(nhwc, p.in_channels, p.y.size, p.x.size);
+  sink.channels = p.in_channels;
+  sink.height = p.y.size;
+  sink.width = p.x.size;
+  sink.map = {p.in_channels, 1, false};
+  sink.scale = 1.0f;
+  KernelBank bank = bank_of(p, grad.map, !p.depthwise);
+  bank.bias = nullptr;
+  for (int64_t y = 0; y < min_of(p.y.stride, p.y.size); ++y) {
+    for (int64_t x = 0; x < min_of(p.x.stride, p.x.size); ++x) {
+      Sink phase = sink;
+      phase.data += y * sink.strides.y + x * sink.strides.x;
+      phase.strides.y *= p.y.stride;
+      phase.strides.x *= p.x.stride;
+      phase.height = ceil_div(p.y.size - y, p.y.stride);
+      phase.width = ceil_div(p.x.size - x, p.x.stride);
+      run_convolution({p.batch, backward_axis(p.y, y), backward_axis(p.x, x), grad, phase, bank},
+                      p.depthwise, p.precise, pool);
+    }
+  }
+}
+
+// Enough segments to occupy many threads at small batches, few enough that they cost little in
+// time (one segment has about 128 tiles of 4x4) and memory (64 MiB).
+static int64_t num_segments(const ConvParams& p) {
+  const OutputShape shape(p);
+  const int64_t kernel_bytes =
+      4 * p.y.kernel * p.x.kernel * (p.depthwise ? 1 : p.in_channels) * p.out_channels;
+  const int64_t by_size = shape.height * shape.width / (128 * 16);
+  const int64_t by_batch = 32 / max_of(p.batch, 1);
+  const int64_t by_memory = (int64_t{64} << 20) / max_of(p.batch * kernel_bytes, 1);
+  return max_of(1, min_of(by_size, min_of(by_batch, by_memory)));
+}
+
+static void parameter_grad(const ConvBackwardParams& p, const ThreadPool& pool) {
+  GradJob job{};
+  job.batch = p.batch;
+  job.y = forward_axis(p.y);
+  job.x = forward_axis(p.x);
+  job.input = input_source(p);
+  job.grad = grad_source(p);
+  job.depthwise = p.depthwise;
+  if (is_one_row(job.y, job.x, job.input) && is_one_row(job.y, job.x, job.grad)) {
+    make_one_row(job.input);
+    make_one_row(job.grad);
+  }
+  job.want_weight = p.grad_weight != nullptr || p.grad_routing != nullptr;
+  job.segments = num_segments(p);
+  const int64_t tasks = p.batch * job.segments;
+  const Workspace space(
+      1, (job.want_weight ? tasks * job.kernel_floats() : 0) + tasks * job.out() + 2 * kAlign);
+  Cutter cutter{space.part(0)};
+  job.bias = cutter.take(tasks * job.out());
+  job.weight = cutter.take(0);
+  const auto is_dense = [&](int64_t taps) { return job.y.dense(taps) && job.x.dense(taps); };
+  if (p.depthwise) {
+    weight_grad<DepthwiseGrad>(job, pool);
+  } else if (job.in() <= kFewChannels) {
+    weight_grad<GemmGrad>(job, pool);
+  } else if (job.out() <= kFewChannels) {
+    weight_grad<FewOutputsGrad>(job, pool);
+  } else if (is_dense(3) && p.precise) {
+    weight_grad<WinogradGrad<WinogradF2>>(job, pool);
+  } else if (is_dense(3)) {
+    weight_grad<WinogradGrad<WinogradF4>>(job, pool);
+  } else if (is_dense(5) && !p.precise) {
+    weight_grad<WinogradGrad<WinogradF2x5>>(job, pool);
+  } else {
+    weight_grad<GemmGrad>(job, pool);
+  }
+  expert_grad(p, job, pool);
+}
+
+void conv_backward(const ConvBackwardParams& p, const ThreadPool& pool) {
+  if (p.grad_input != nullptr) {
+    input_grad(p, pool);
+  }
+  if (p.grad_weight != nullptr || p.grad_routing != nullptr || p.grad_bias != nullptr) {
+    parameter_grad(p, pool);
+  }
+}
+
+}  // namespace DASR_OPS_ISA
+}  // namespace cpu
+}  // namespace dasr
