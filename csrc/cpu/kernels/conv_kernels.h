@@ -120,10 +120,13 @@ DASR_OPS_INLINE JobAxis backward_axis(const ConvAxis& a, int64_t phase) {
   return {a.kernel, 0, 1, 1, 0};
 }
 
-// Images whose pixels all follow each other, where only the pixel itself is read: one long row.
-static bool is_one_row(const JobAxis& y, const JobAxis& x, const Source& src) {
+// Whether pixels depend on the same pixel of an image whose pixels all follow each other: it is as
+// good as one long row.
+static bool is_one_row(const JobAxis& y, const JobAxis& x, const Source& src, int64_t height,
+                       int64_t width) {
   return y.taps == 1 && x.taps == 1 && y.stride == 1 && x.stride == 1 && y.pad == 0 && x.pad == 0 &&
-         src.map.r == 1 && src.strides.y == src.width * src.strides.x;
+         src.height == height && src.width == width && src.map.r == 1 &&
+         src.strides.y == width * src.strides.x;
 }
 
 DASR_OPS_INLINE void make_one_row(Source& src) {
@@ -131,11 +134,22 @@ DASR_OPS_INLINE void make_one_row(Source& src) {
   src.height = 1;
 }
 
+// Whether fewer multiplications pay for the transforms of a kernel, per pair of channels: a direct
+// 3x3 convolution multiplies 9 times a pixel, F(4x4,3x3) 36 times a tile. Transforming and reading
+// 36 values was measured to cost as much as 150 multiplications more than 9 do, or 600 if the
+// kernels of a panel overflow a cache of 4 MiB.
+static bool winograd_pays(const ConvJob& job) {
+  const int64_t pixels = job.dst.height * job.dst.width;
+  const int64_t tiles = ceil_div(job.dst.height, 4) * ceil_div(job.dst.width, 4);
+  const int64_t panel_bytes = 4 * 36 * job.in() * kMaxPanelVecs * kLanes;
+  return 9 * pixels > 36 * tiles + (panel_bytes > (4 << 20) ? 600 : 150);
+}
+
 static void run_convolution(ConvJob job, bool depthwise, bool precise, const ThreadPool& pool) {
   Sink& dst = job.dst;
   const auto in_rows = [&](const Strides& s) { return s.y == dst.width * s.x; };
-  if (is_one_row(job.y, job.x, job.src) && dst.map.r == 1 && in_rows(dst.strides) &&
-      (dst.residual == nullptr || in_rows(dst.residual_strides))) {
+  if (is_one_row(job.y, job.x, job.src, dst.height, dst.width) && dst.map.r == 1 &&
+      in_rows(dst.strides) && (dst.residual == nullptr || in_rows(dst.residual_strides))) {
     make_one_row(job.src);
     dst.width *= dst.height;
     dst.height = 1;
@@ -148,10 +162,12 @@ static void run_convolution(ConvJob job, bool depthwise, bool precise, const Thr
     convolve<GemmConv>(job, pool);
   } else if (job.out() <= kFewChannels && unit_stride) {
     convolve<FewOutputsConv>(job, pool);
-  } else if (is_dense(3) && precise) {
-    convolve<WinogradConv<WinogradF2>>(job, pool);
-  } else if (is_dense(3)) {
-    convolve<WinogradConv<WinogradF4>>(job, pool);
+  } else if (is_dense(3) && winograd_pays(job)) {
+    if (precise) {
+      convolve<WinogradConv<WinogradF2>>(job, pool);
+    } else {
+      convolve<WinogradConv<WinogradF4>>(job, pool);
+    }
   } else if (is_dense(5) && !precise) {
     convolve<WinogradConv<WinogradF2x5>>(job, pool);
   } else {
@@ -240,7 +256,10 @@ static void parameter_grad(const ConvBackwardParams& p, const ThreadPool& pool) 
   job.input = input_source(p);
   job.grad = grad_source(p);
   job.depthwise = p.depthwise;
-  if (is_one_row(job.y, job.x, job.input) && is_one_row(job.y, job.x, job.grad)) {
+  const auto in_one_row = [&](const Source& s) {
+    return is_one_row(job.y, job.x, s, job.grad.height, job.grad.width);
+  };
+  if (in_one_row(job.input) && in_one_row(job.grad)) {
     make_one_row(job.input);
     make_one_row(job.grad);
   }

@@ -74,14 +74,15 @@ struct Blocking {
   }
 };
 
-// Kernels beyond this are packed and used panel by panel, so that they stay in the cache of a core.
-constexpr int64_t kPanelwiseBytes = 512 << 10;
+// Kernels beyond this do not stay in the cache of a core.
+constexpr int64_t kCachedKernelBytes = 512 << 10;
 
 // Algorithm: blocking(job), kernel_floats(job, panels), scratch_floats(job, blocking),
 //   emit(job, kernels, first, c, v, taps): takes the kernels of a sample as KernelBank hands them
 //   out, into `kernels`, which begin with panel `first`,
 //   run(job, block, panels, kernels, bias, scratch): computes and stores the output channels of
-//   these panels in one block; `kernels` begin with the first of them.
+//   these panels in one block; `kernels` begin with the first of them,
+//   kInputCost: of reading a float of the input, in floats of a kernel.
 template <typename Algorithm>
 static void convolve(const ConvJob& job, const ThreadPool& pool) {
   if (job.batch == 0 || job.dst.height <= 0 || job.dst.width <= 0 || job.out() == 0) {
@@ -102,9 +103,12 @@ static void convolve(const ConvJob& job, const ThreadPool& pool) {
     };
   };
 
-  if (4 * kernel_floats > kPanelwiseBytes && panels.count > 1 &&
-      job.batch * panels.count >= 2 * slots) {
-    // Panel by panel over the batch: the experts of a panel are read again while they are cached.
+  // Panel by panel, kernels never leave the cache, and the experts of a panel are read again while
+  // they are cached; but every panel reads the input anew.
+  const int64_t input_floats = job.src.height * job.src.width * job.in();
+  if (4 * kernel_floats > kCachedKernelBytes &&
+      2 * kernel_floats > Algorithm::kInputCost * (panels.count - 1) * input_floats &&
+      panels.count > 1 && job.batch * panels.count >= 2 * slots) {
     int64_t panel_floats = 0;
     for (int64_t p = 0; p < panels.count; ++p) {
       panel_floats = max_of(panel_floats, Algorithm::kernel_floats(job, {p, p + 1}));

@@ -32,6 +32,8 @@ struct ChannelPatch {
 };
 
 struct DepthwiseConv {
+  static constexpr int64_t kInputCost = 1;
+
   static Blocking blocking(const ConvJob& job) {
     return {job.dst.height, job.dst.width, 1, kDepthwiseRows * kDirectCols, kDirectCols};
   }

@@ -12,6 +12,8 @@ constexpr int64_t kSumTaps = 72;  // of one partial sum
 
 // Vectors run along the columns of a planar patch.
 struct FewOutputsConv {
+  static constexpr int64_t kInputCost = 1;
+
   static Blocking blocking(const ConvJob& job) {
     const int64_t row_floats = job.in() * pitch_of(job, min_of(job.dst.width, kDirectCols));
     return {job.dst.height, job.dst.width, 1, rows_in_cache(job.y, row_floats, 16) * kDirectCols,

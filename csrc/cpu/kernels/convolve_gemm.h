@@ -35,6 +35,8 @@ static Patch patch_of(const Source& s, int64_t b, const Window& w, float* copy) 
 // Pixels and their channels are contiguous, so that the taps of a kernel row are one long dot
 // product where the kernel is not dilated.
 struct GemmConv {
+  static constexpr int64_t kInputCost = 1;
+
   static Blocking blocking(const ConvJob& job) {
     const int64_t cols = min_of(job.dst.width, kDirectCols);
     const int64_t rows = rows_in_cache(job.y, job.x.extent(cols) * job.in(), 8);

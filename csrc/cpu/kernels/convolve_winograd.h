@@ -80,6 +80,7 @@ static void transform_block(const Source& s, int64_t b, const Window& w, int64_t
 
 template <typename W>
 struct WinogradConv {
+  static constexpr int64_t kInputCost = 4;  // transformed
   static constexpr int64_t kPoints = W::kIn * W::kIn;
   static constexpr int64_t kHalo = W::kTaps - 1;
 
