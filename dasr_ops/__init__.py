@@ -7,7 +7,7 @@ expert kernels. ``dasr_ops.models`` holds the networks, ``dasr_ops.train`` the t
 from __future__ import annotations
 
 from ._backends import backends, use_backend
-from .conv import DynamicConv2d
+from .conv import DynamicConv2d, FusedConv2d
 from .functional import (
     aggregate_experts,
     aggregate_experts_stack,
@@ -18,6 +18,7 @@ from .version import __version__
 
 __all__ = [
     "DynamicConv2d",
+    "FusedConv2d",
     "__version__",
     "aggregate_experts",
     "aggregate_experts_stack",

@@ -1,4 +1,4 @@
-"""`DynamicConv2d`: dynamic convolution as a module."""
+"""Convolutions as modules: `DynamicConv2d` and, for the static layers beside it, `FusedConv2d`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .functional import (
     dynamic_conv2d,
     mixes_inside,
     per_sample_conv2d,
+    runs_on_cpu_kernels,
 )
 
 Mixed = tuple[Tensor, Tensor | None]
@@ -253,6 +254,71 @@ class DynamicConv2d(nn.Module):
         if self.bias is None:
             parts.append("bias=False")
         return ", ".join(parts)
+
+
+class FusedConv2d(nn.Conv2d):
+    """A `torch.nn.Conv2d` that computes its activation in the same pass.
+
+    Arguments, parameters and state dict are those of `torch.nn.Conv2d`. For CPU tensors the kernels
+    of this package do the work, which are faster at most shapes; elsewhere it is PyTorch's own
+    convolution.
+
+    Args:
+        *args: as `torch.nn.Conv2d` takes them.
+        activation: None, ``'relu'`` or ``'leaky_relu'``.
+        negative_slope: of ``'leaky_relu'``.
+        **kwargs: as `torch.nn.Conv2d` takes them.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        activation_slope(type(self).__name__, activation, negative_slope)
+        self.activation = activation
+        self.negative_slope = negative_slope
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve ``input`` [B, I, H, W] to [B, O, H', W']."""
+        if not runs_on_cpu_kernels(input) or self.padding_mode != "zeros":
+            return self._activate(super().forward(input))
+        # One expert, and for every image all of it.
+        return dynamic_conv2d(
+            input,
+            self.weight.unsqueeze(0),
+            self.weight.new_ones((input.shape[0], 1)),
+            None if self.bias is None else self.bias.unsqueeze(0),
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+        )
+
+    def _activate(self, output: Tensor) -> Tensor:
+        if self.activation is None:
+            return output
+        if self.activation == "relu":
+            return F.relu(output)
+        return F.leaky_relu(output, self.negative_slope)
+
+    def extra_repr(self) -> str:
+        """Describe the layer in the manner of `torch.nn.Conv2d`."""
+        text = super().extra_repr()
+        if self.activation is not None:
+            text += f", activation={self.activation!r}"
+        if self.activation == "leaky_relu":
+            text += f", negative_slope={self.negative_slope}"
+        return text
 
 
 def mix_layers(

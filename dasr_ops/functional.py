@@ -213,6 +213,11 @@ def mixes_inside(input: Tensor) -> bool:
     return choose("dynamic_conv2d", input).mixes_inside
 
 
+def runs_on_cpu_kernels(input: Tensor) -> bool:
+    """Return whether `dynamic_conv2d` of ``input`` is computed by the CPU kernels."""
+    return input.dtype != torch.float64 and choose("dynamic_conv2d", input).name == "cpu"
+
+
 def convolution_dtype(input: Tensor) -> torch.dtype:
     """Return the type that convolutions of ``input`` run in: its own, or that of autocast."""
     device_type = input.device.type

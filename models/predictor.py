@@ -7,11 +7,14 @@ Super-Resolution", ECCV 2022.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from dasr_ops import FusedConv2d
 
 from ._checks import check_images, check_positive_int, check_rows, kaiming_normal_
 
@@ -62,15 +65,21 @@ class Degradation_Predictor(nn.Module):
         }
         for name, value in self.config.items():
             check_positive_int(type(self).__name__, name, value)
-        layers: list[nn.Module] = []
+        # Even numbers only: in the official files the activations between them are modules.
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels = (in_nc, nf, nf, nf, nf, nf, num_params)
         for index in range(6):
             stride = self.stride if index == 3 else 1
-            layers.append(
-                nn.Conv2d(channels[index], channels[index + 1], 5, stride=stride, padding=2)
+            layers[str(2 * index)] = FusedConv2d(
+                channels[index],
+                channels[index + 1],
+                5,
+                stride=stride,
+                padding=2,
+                activation="leaky_relu",
+                negative_slope=_SLOPE,
             )
-            layers.append(nn.LeakyReLU(_SLOPE, inplace=True))
-        self.ConvNet = nn.Sequential(*layers)
+        self.ConvNet = nn.Sequential(layers)
         self.MappingNet = nn.Sequential(
             nn.Linear(num_params, _HIDDEN), nn.Linear(_HIDDEN, num_networks)
         )
@@ -108,7 +117,7 @@ class Degradation_Predictor(nn.Module):
             ValueError: its shape does not fit.
         """
         check_images("Degradation_Predictor", "input", input, self.config["in_nc"])
-        return self._predict(self.ConvNet(input).mean((2, 3)))
+        return self._predict(self._features_of(input).mean((2, 3)))
 
     def mix(self, v: Tensor) -> Tensor:
         """Map degradation vectors to mixing weights.
@@ -155,13 +164,17 @@ class Degradation_Predictor(nn.Module):
         for rows, columns in self._blocks(height, width, max_pixels):
             top, bottom = max(rows.start - self.halo, 0), min(rows.stop + self.halo, height)
             left, right = max(columns.start - self.halo, 0), min(columns.stop + self.halo, width)
-            features = self.ConvNet(input[:, :, top:bottom, left:right])
+            features = self._features_of(input[:, :, top:bottom, left:right])
             kept_rows = _features(rows, top, self.stride)
             kept_columns = _features(columns, left, self.stride)
             kept = features[:, :, kept_rows, kept_columns]
             sums = sums + kept.sum((2, 3), dtype=_sum_dtype(kept))
         count = -(-height // self.stride) * -(-width // self.stride)
         return self._predict((sums / count).to(input.dtype))
+
+    def _features_of(self, input: Tensor) -> Tensor:
+        # Every layer keeps the format of its input, and all backends are fastest in this one.
+        return self.ConvNet(input.contiguous(memory_format=torch.channels_last))
 
     def _predict(self, v: Tensor) -> Prediction:
         return Prediction(v, self.MappingNet(v))

@@ -1,5 +1,6 @@
 // dynamic_conv2d and per_sample_conv2d for CPU tensors: entry points and choice of implementation.
 
+#include "cpu/huge_pages.h"
 #include "ops/conv_aten_cpu.h"
 #include "ops/conv_kernels_cpu.h"
 #include "ops/conv_operators.h"
@@ -18,6 +19,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Kernels& kernels,
   const std::optional<Tensor> residual = cast(residual_, type);
   if (numel == 0 || conv_kernels_apply(input, kernels, options)) {
     const Tensor output = empty_like_device(input, size, type, is_channels_last(input));
+    cpu::advise_huge_pages(output.mutable_data_ptr(), numel * output.element_size());
     if (numel > 0) conv_kernels_forward(input, kernels, residual, options, output, bits);
     return {cast(output, input.scalar_type()), mask};
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "cpu/huge_pages.h"
 #include "cpu/kernels/conv.h"
 #include "cpu/kernels/isa.h"
 #include "ops/status.h"
@@ -129,6 +130,7 @@ Gradients conv_kernels_backward(const Tensor& grad_output, const Tensor& input,
                             bool channels_last = false) -> float* {
     if (!want) return nullptr;
     grad = empty_like_device(like, size_vector(like), ScalarType::Float, channels_last);
+    cpu::advise_huge_pages(grad->mutable_data_ptr(), 4 * grad->numel());
     return grad->mutable_data_ptr<float>();
   };
   params.grad_input = allocate(wanted.input, grads.input, input, is_channels_last(input));
