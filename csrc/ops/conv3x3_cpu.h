@@ -10,9 +10,10 @@ bool conv3x3_applies(const Tensor& input, const Kernels& kernels, const ConvOpti
 // `residual` and `output` are float32, `output` is dense.
 void conv3x3_forward(const Tensor& input, const Kernels& kernels,
                      const std::optional<Tensor>& residual, const ConvOptions& options,
-                     const Tensor& output, uint8_t* mask);
+                     const Switches& switches, const Tensor& output, uint8_t* mask);
 
 Gradients conv3x3_backward(const Tensor& grad_output, const Tensor& input, const Kernels& kernels,
-                           const Saved& saved, const ConvOptions& options, const Wanted& wanted);
+                           const Saved& saved, const ConvOptions& options, const Wanted& wanted,
+                           const Switches& switches);
 
 }  // namespace dasr

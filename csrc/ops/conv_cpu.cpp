@@ -9,7 +9,8 @@ namespace {
 
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Kernels& kernels,
                                    const std::optional<Tensor>& residual_,
-                                   const ConvOptions& options, bool save_mask, const Switches&) {
+                                   const ConvOptions& options, bool save_mask,
+                                   const Switches& switches) {
   const ScalarType type = compute_type(input);
   const std::vector<int64_t> size = output_size(input, kernels.weight, options);
   const int64_t numel = size[0] * size[1] * size[2] * size[3];
@@ -18,7 +19,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Kernels& kernels,
   const std::optional<Tensor> residual = cast(residual_, type);
   if (numel == 0 || conv3x3_applies(input, kernels, options)) {
     const Tensor output = empty_like_device(input, size, type, is_channels_last(input));
-    if (numel > 0) conv3x3_forward(input, kernels, residual, options, output, bits);
+    if (numel > 0) conv3x3_forward(input, kernels, residual, options, switches, output, bits);
     return {cast(output, input.scalar_type()), mask};
   }
   const Tensor output = conv_aten_forward(input, kernels, residual, options, bits);
@@ -27,9 +28,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Kernels& kernels,
 
 Gradients backward(const Tensor& grad_output, const Tensor& input, const Kernels& kernels,
                    const Saved& saved, const ConvOptions& options, const Wanted& wanted,
-                   const Switches&) {
+                   const Switches& switches) {
   if (conv3x3_applies(input, kernels, options)) {
-    return conv3x3_backward(grad_output, input, kernels, saved, options, wanted);
+    return conv3x3_backward(grad_output, input, kernels, saved, options, wanted, switches);
   }
   return conv_aten_backward(grad_output, input, kernels, saved, options, wanted);
 }
