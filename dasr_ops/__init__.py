@@ -14,6 +14,7 @@ from .functional import (
     dynamic_conv2d,
     per_sample_conv2d,
 )
+from .precision import get_cpu_precision, set_cpu_precision
 from .version import __version__
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "aggregate_experts_stack",
     "backends",
     "dynamic_conv2d",
+    "get_cpu_precision",
     "per_sample_conv2d",
+    "set_cpu_precision",
     "use_backend",
 ]

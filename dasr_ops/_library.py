@@ -18,16 +18,19 @@ from ._arguments import ConvOptions, output_shape
 from ._autograd import masked, vector_jacobian
 from ._backends import eager
 from ._stack import register_stack
+from .precision import get_cpu_precision
 
 _OPTIONS = (
     "int[] stride, int[] padding, int[] dilation, int groups, float? negative_slope, "
     "float residual_scale, int upscale_factor"
 )
-_SWITCHES = "bool deterministic, bool allow_tf32"
+_SWITCHES = "bool deterministic, bool fast_fp32"
 
 # padding is top, bottom, left, right; negative_slope is None without activation, 0 for ReLU.
 # With save_mask the second output of a convolution holds one bit per output element, in memory
 # order: whether the activation's argument was positive. Otherwise it is empty.
+# With fast_fp32 products of float32 operands may be formed less exactly: in tf32 on CUDA, by
+# Winograd's F(4x4,3x3) on the CPU.
 SCHEMAS = {
     "aggregate_experts": "(Tensor weight, Tensor routing_weights, ScalarType dtype) -> Tensor",
     "aggregate_experts_backward": (
@@ -86,6 +89,7 @@ class Library:
 
     def __init__(self, namespace: str, *, define: bool, cuda_device: str = "cuda") -> None:
         self.namespace = namespace
+        self._cuda_device = cuda_device
         if define:
             self._definitions = torch.library.Library(namespace, "DEF")
             for name, schema in SCHEMAS.items():
@@ -119,7 +123,7 @@ class Library:
     ) -> Tensor:
         """Call the operator; see `dasr_ops.dynamic_conv2d`."""
         save_mask = _saves_mask(options, residual, (input, weight, routing_weights, bias))
-        switches = _switches(input)
+        switches = _switches(input, self._cuda_device)
         return self.ops.dynamic_conv2d(
             input, weight, routing_weights, bias, residual, *options, save_mask, *switches
         )[0]
@@ -134,7 +138,7 @@ class Library:
     ) -> Tensor:
         """Call the operator; see `dasr_ops.per_sample_conv2d`."""
         save_mask = _saves_mask(options, residual, (input, weight, bias))
-        switches = _switches(input)
+        switches = _switches(input, self._cuda_device)
         return self.ops.per_sample_conv2d(
             input, weight, bias, residual, *options, save_mask, *switches
         )[0]
@@ -345,5 +349,10 @@ class _Switches(types.ModuleType):
 _TORCH = _Switches("torch_switches")
 
 
-def _switches(input: Tensor) -> tuple[bool, bool]:
-    return torch.are_deterministic_algorithms_enabled(), input.is_cuda and _TORCH.allow_tf32
+def _switches(input: Tensor, cuda_device: str) -> tuple[bool, bool]:
+    if input.device.type == "cpu":
+        # CUDA kernels that are emulated there have no Winograd mode, and are not to round to tf32.
+        fast_fp32 = cuda_device != "cpu" and get_cpu_precision() == "fast"
+    else:
+        fast_fp32 = input.is_cuda and _TORCH.allow_tf32
+    return torch.are_deterministic_algorithms_enabled(), fast_fp32

@@ -7,6 +7,7 @@ variant without batch normalisation.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from dasr_ops import DynamicConv2d
 from dasr_ops.conv import Mixed, mix_layers
 
 from ._checks import check_images, check_positive_int, check_rows, kaiming_normal_
+from .strips import Stage, Tail, reach, run_tail
 
 SCALES = (2, 3, 4)
 """Magnifications the networks exist for."""
@@ -75,6 +77,9 @@ class SRResNet(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Magnify images.
 
+        Where nothing is to be differentiated, the layers behind the body run piece by piece, see
+        `strips.run_tail`.
+
         Args:
             input: [B, num_in_ch, H, W], 0..1.
 
@@ -89,14 +94,19 @@ class SRResNet(nn.Module):
         output = F.leaky_relu(self.conv_first(input), _SLOPE)
         for block in self.body:
             output = block(output)
+        return run_tail(self._tail(), output, _enlarge(input, self.upscale))
+
+    def _tail(self) -> Tail:
         factors = _shuffle_factors(self.upscale)
-        output = F.pixel_shuffle(self.upconv1(output), factors[0])
-        output = F.leaky_relu(output, _SLOPE)
-        if len(factors) > 1:
-            output = F.pixel_shuffle(self.upconv2(output), factors[1])
-            output = F.leaky_relu(output, _SLOPE)
-        output = F.leaky_relu(self.conv_hr(output), _SLOPE)
-        return self.conv_last(output) + _enlarge(input, self.upscale)
+        upconvs = [self.upconv1, self.upconv2] if len(factors) > 1 else [self.upconv1]
+        return Tail(
+            [
+                *(_static_stage(layer, r) for layer, r in zip(upconvs, factors, strict=True)),
+                _static_stage(self.conv_hr, 1),
+            ],
+            lambda features, enlarged: self.conv_last(features) + enlarged,
+            [*upconvs, self.conv_hr, self.conv_last],
+        )
 
 
 class MSRResNetDynamic(nn.Module):
@@ -235,15 +245,14 @@ class MSRResNetDynamic(nn.Module):
         Tiles cut with this much context give the same output as the whole image: 35 for the
         official 16 blocks, whatever the magnification.
         """
-        # Two convolutions on the finest grid reach 2 pixels; floor division goes to the next
-        # coarser grid, on which one more convolution reaches 1 pixel further.
-        reach = 2
-        for factor in reversed(_shuffle_factors(self.upscale)):
-            reach = -(-reach // factor) + 1
-        return reach + 2 * len(self.body) + 1
+        tail = (*_shuffle_factors(self.upscale), 1, 1)
+        return reach(tail) + 2 * len(self.body) + 1
 
     def forward(self, input: Tensor, weights: Tensor) -> Tensor:
         """Magnify images, each with its own mixture of experts.
+
+        Where nothing is to be differentiated, the layers behind the body run piece by piece, see
+        `strips.run_tail`.
 
         Args:
             input: [B, num_in_ch, H, W], 0..1.
@@ -263,18 +272,25 @@ class MSRResNetDynamic(nn.Module):
         output = self.conv_first(input, weights, mixed=next(mixed))
         for block in self.body:
             output = block(output, weights, next(mixed), next(mixed))
-        output = self.upconv1(output, weights, mixed=next(mixed))
-        if self.upconv2 is not None:
-            output = self.upconv2(output, weights, mixed=next(mixed))
-        output = self.conv_hr(output, weights, mixed=next(mixed))
-        enlarged = _enlarge(input, self.upscale)
-        return self.conv_last(output, weights, enlarged, next(mixed))
+        return run_tail(self._tail(weights, mixed), output, _enlarge(input, self.upscale))
+
+    def _tail(self, weights: Tensor, mixed: Iterator[Mixed | None]) -> Tail:
+        layers = self._tail_layers()
+        *stages, (last, of_last) = zip(layers, mixed, strict=True)
+        return Tail(
+            [_dynamic_stage(layer, weights, of_layer) for layer, of_layer in stages],
+            lambda features, enlarged: last(features, weights, enlarged, of_last),
+            layers,
+        )
 
     def _layers(self) -> list[DynamicConv2d]:
         """All dynamic layers, in the order in which `forward` calls them."""
         blocks = [conv for block in self.body for conv in (block.conv1, block.conv2)]
+        return [self.conv_first, *blocks, *self._tail_layers()]
+
+    def _tail_layers(self) -> list[DynamicConv2d]:
         upconvs = [conv for conv in (self.upconv1, self.upconv2) if conv is not None]
-        return [self.conv_first, *blocks, *upconvs, self.conv_hr, self.conv_last]
+        return [*upconvs, self.conv_hr, self.conv_last]
 
 
 class _StaticBlock(nn.Module):
@@ -299,6 +315,20 @@ class _DynamicBlock(nn.Module):
     ) -> Tensor:
         output = self.conv1(input, weights, mixed=mixed1)
         return self.conv2(output, weights, input, mixed2)
+
+
+def _static_stage(layer: nn.Conv2d, factor: int) -> Stage:
+    def run(features: Tensor) -> Tensor:
+        features = layer(features)
+        if factor > 1:
+            features = F.pixel_shuffle(features, factor)
+        return F.leaky_relu(features, _SLOPE)
+
+    return Stage(run, factor)
+
+
+def _dynamic_stage(layer: DynamicConv2d, weights: Tensor, mixed: Mixed | None) -> Stage:
+    return Stage(lambda features: layer(features, weights, mixed=mixed), layer.upscale_factor)
 
 
 def _config(

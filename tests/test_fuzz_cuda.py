@@ -278,7 +278,7 @@ def check(name: str, got: Tensor, expected: tuple[Tensor, Tensor], dtype: torch.
 
 
 def check_call(r: random.Random, call: Call, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    monkeypatch.setattr(_library, "_switches", lambda input: (False, call.tf32))
+    monkeypatch.setattr(_library, "_switches", lambda *_: (False, call.tf32))
     wanted = [name for name in call.tensors if r.random() < 0.75]
     leaves = {name: t.detach().requires_grad_(name in wanted) for name, t in call.tensors.items()}
     op = dasr_ops.dynamic_conv2d if call.dynamic else dasr_ops.per_sample_conv2d

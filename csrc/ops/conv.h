@@ -31,7 +31,9 @@ struct Gradients {
 
 struct Switches {
   bool deterministic;  // all results are, run to run, in any case
-  bool allow_tf32;     // CUDA: fp32 operands may be rounded to tf32
+  // Products of fp32 operands may be formed less exactly: in tf32 on CUDA, by Winograd F(4x4,3x3)
+  // on the CPU.
+  bool fast_fp32;
 };
 
 // What the backward pass keeps of the forward pass to tell the activation's sign: one of the two.

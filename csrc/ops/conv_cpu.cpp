@@ -10,7 +10,8 @@ namespace {
 
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Kernels& kernels,
                                    const std::optional<Tensor>& residual_,
-                                   const ConvOptions& options, bool save_mask, const Switches&) {
+                                   const ConvOptions& options, bool save_mask,
+                                   const Switches& switches) {
   const ScalarType type = compute_type(input);
   const std::vector<int64_t> size = output_size(input, kernels.weight, options);
   const int64_t numel = size[0] * size[1] * size[2] * size[3];
@@ -20,7 +21,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Kernels& kernels,
   if (numel == 0 || conv_kernels_apply(input, kernels, options)) {
     const Tensor output = empty_like_device(input, size, type, is_channels_last(input));
     cpu::advise_huge_pages(output.mutable_data_ptr(), numel * output.element_size());
-    if (numel > 0) conv_kernels_forward(input, kernels, residual, options, output, bits);
+    if (numel > 0) conv_kernels_forward(input, kernels, residual, options, switches, output, bits);
     return {cast(output, input.scalar_type()), mask};
   }
   const Tensor output = conv_aten_forward(input, kernels, residual, options, bits);
@@ -29,9 +30,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Kernels& kernels,
 
 Gradients backward(const Tensor& grad_output, const Tensor& input, const Kernels& kernels,
                    const Saved& saved, const ConvOptions& options, const Wanted& wanted,
-                   const Switches&) {
+                   const Switches& switches) {
   if (conv_kernels_apply(input, kernels, options)) {
-    return conv_kernels_backward(grad_output, input, kernels, saved, options, wanted);
+    return conv_kernels_backward(grad_output, input, kernels, saved, options, wanted, switches);
   }
   return conv_aten_backward(grad_output, input, kernels, saved, options, wanted);
 }

@@ -65,7 +65,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Kernels& kernels,
   epilogue.residual_scale = options.residual_scale;
   epilogue.mask = save_mask ? static_cast<uint32_t*>(words.mutable_data_ptr()) : nullptr;
   convolve(input, kernels, conv_shape(input, kernels.weight, options), false, epilogue,
-           switches.allow_tf32, output);
+           switches.fast_fp32, output);
   return {output, mask};
 }
 
@@ -141,7 +141,7 @@ Tensor per_sample_gradient(const Tensor& grad, const Tensor& input, const Kernel
   for (int64_t first = 0; first < shape.batch; first += at_once) {
     const int64_t count = std::min(at_once, shape.batch - first);
     const WeightGradients parts =
-        weight_gradients(grad, input, kernels.weight, shape, first, count, switches.allow_tf32);
+        weight_gradients(grad, input, kernels.weight, shape, first, count, switches.fast_fp32);
     if (parts.size(0) == 1 && count == shape.batch && parts.scalar_type() == type) {
       return torch::stable::view(parts, size_vector(kernels.weight));
     }
@@ -174,7 +174,7 @@ ExpertGradients expert_gradients(const Tensor& grad, const Tensor& input, const 
   for (int64_t first = 0; first < shape.batch; first += at_once) {
     const int64_t count = std::min(at_once, shape.batch - first);
     const WeightGradients parts =
-        weight_gradients(grad, input, experts, shape, first, count, switches.allow_tf32);
+        weight_gradients(grad, input, experts, shape, first, count, switches.fast_fp32);
     std::optional<Tensor> sum;
     if (wanted.weight) sum = empty_like_device(weight, size_vector(weight), weight.scalar_type());
     aggregate_experts_gradients_cuda(
@@ -201,7 +201,7 @@ Gradients backward(const Tensor& grad_output_, const Tensor& input, const Kernel
   if (wanted.input) {
     grads.input =
         empty_like_device(input, size_vector(input), input.scalar_type(), is_channels_last(input));
-    convolve(sums.grad, kernels, shape, true, {}, switches.allow_tf32, *grads.input);
+    convolve(sums.grad, kernels, shape, true, {}, switches.fast_fp32, *grads.input);
   }
   if (!kernels.routing) {
     if (wants_kernel)

@@ -54,7 +54,7 @@ struct Operands {
         routing(contiguous(kernels.routing, ScalarType::Float)),
         bias(contiguous(kernels.bias, ScalarType::Float)) {}
 
-  void fill(const ConvOptions& options, cpu::ConvParams& params) const {
+  void fill(const ConvOptions& options, const Switches& switches, cpu::ConvParams& params) const {
     params.batch = input.size(0);
     params.in_channels = input.size(1);
     params.out_channels = weight.size(1);
@@ -67,6 +67,7 @@ struct Operands {
       params.activation = cpu::Activation::kLeakyRelu;
       params.negative_slope = static_cast<float>(*options.negative_slope);
     }
+    params.precise = !switches.fast_fp32;
     params.residual_scale = static_cast<float>(options.residual_scale);
     params.output_layout = layout(is_channels_last(input));
     params.input = input.const_data_ptr<float>();
@@ -100,10 +101,10 @@ bool conv_kernels_apply(const Tensor& input, const Kernels& kernels, const ConvO
 
 void conv_kernels_forward(const Tensor& input, const Kernels& kernels,
                           const std::optional<Tensor>& residual, const ConvOptions& options,
-                          const Tensor& output, uint8_t* mask) {
+                          const Switches& switches, const Tensor& output, uint8_t* mask) {
   const Operands operands(input, kernels);
   cpu::ConvParams params;
-  operands.fill(options, params);
+  operands.fill(options, switches, params);
   params.residual = data(residual);
   if (residual) copy_strides(*residual, params.residual_strides);
   params.output = output.mutable_data_ptr<float>();
@@ -113,12 +114,13 @@ void conv_kernels_forward(const Tensor& input, const Kernels& kernels,
 
 Gradients conv_kernels_backward(const Tensor& grad_output, const Tensor& input,
                                 const Kernels& kernels, const Saved& saved,
-                                const ConvOptions& options, const Wanted& wanted) {
+                                const ConvOptions& options, const Wanted& wanted,
+                                const Switches& switches) {
   const Operands operands(input, kernels);
   const Tensor grad = cast(grad_output, ScalarType::Float);
   const std::optional<Tensor> saved_output = cast(saved.output, ScalarType::Float);
   cpu::ConvBackwardParams params;
-  operands.fill(options, params);
+  operands.fill(options, switches, params);
   params.grad_output = grad.const_data_ptr<float>();
   copy_strides(grad, params.grad_output_strides);
   params.saved_output = data(saved_output);

@@ -10,10 +10,11 @@ bool conv_kernels_apply(const Tensor& input, const Kernels& kernels, const ConvO
 // `residual` and `output` are float32, `output` is dense.
 void conv_kernels_forward(const Tensor& input, const Kernels& kernels,
                           const std::optional<Tensor>& residual, const ConvOptions& options,
-                          const Tensor& output, uint8_t* mask);
+                          const Switches& switches, const Tensor& output, uint8_t* mask);
 
 Gradients conv_kernels_backward(const Tensor& grad_output, const Tensor& input,
                                 const Kernels& kernels, const Saved& saved,
-                                const ConvOptions& options, const Wanted& wanted);
+                                const ConvOptions& options, const Wanted& wanted,
+                                const Switches& switches);
 
 }  // namespace dasr

@@ -24,11 +24,11 @@ struct ConvOperators {
       const Tensor& input, const Tensor& weight, const Tensor& routing_weights,
       const Optional& bias, const Optional& residual, Ints stride, Ints padding, Ints dilation,
       int64_t groups, std::optional<double> negative_slope, double residual_scale,
-      int64_t upscale_factor, bool save_mask, bool deterministic, bool allow_tf32) {
+      int64_t upscale_factor, bool save_mask, bool deterministic, bool fast_fp32) {
     return kForward(input, {weight, routing_weights, bias}, residual,
                     {stride, padding, dilation, groups, negative_slope,
                      residual ? residual_scale : 1.0, upscale_factor},
-                    save_mask, {deterministic, allow_tf32});
+                    save_mask, {deterministic, fast_fp32});
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> dynamic_conv2d_backward(
@@ -36,12 +36,12 @@ struct ConvOperators {
       const Tensor& routing_weights, const Optional& bias, const Optional& output,
       const Optional& mask, Ints stride, Ints padding, Ints dilation, int64_t groups,
       std::optional<double> negative_slope, double residual_scale, int64_t upscale_factor,
-      std::vector<bool> output_mask, bool deterministic, bool allow_tf32) {
+      std::vector<bool> output_mask, bool deterministic, bool fast_fp32) {
     const Gradients grads = backward(
         grad_output, input, {weight, routing_weights, bias}, {output, mask},
         {stride, padding, dilation, groups, negative_slope, residual_scale, upscale_factor},
         {output_mask[0], output_mask[1], output_mask[2], output_mask[3]},
-        {deterministic, allow_tf32});
+        {deterministic, fast_fp32});
     return {finish(grads.input, input), finish(grads.weight, weight),
             finish(grads.routing, routing_weights), finish(grads.bias, bias ? *bias : weight)};
   }
@@ -50,22 +50,22 @@ struct ConvOperators {
       const Tensor& input, const Tensor& weight, const Optional& bias, const Optional& residual,
       Ints stride, Ints padding, Ints dilation, int64_t groups,
       std::optional<double> negative_slope, double residual_scale, int64_t upscale_factor,
-      bool save_mask, bool deterministic, bool allow_tf32) {
+      bool save_mask, bool deterministic, bool fast_fp32) {
     return kForward(input, {weight, std::nullopt, bias}, residual,
                     {stride, padding, dilation, groups, negative_slope,
                      residual ? residual_scale : 1.0, upscale_factor},
-                    save_mask, {deterministic, allow_tf32});
+                    save_mask, {deterministic, fast_fp32});
   }
 
   static std::tuple<Tensor, Tensor, Tensor> per_sample_conv2d_backward(
       const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Optional& bias,
       const Optional& output, const Optional& mask, Ints stride, Ints padding, Ints dilation,
       int64_t groups, std::optional<double> negative_slope, double residual_scale,
-      int64_t upscale_factor, std::vector<bool> output_mask, bool deterministic, bool allow_tf32) {
+      int64_t upscale_factor, std::vector<bool> output_mask, bool deterministic, bool fast_fp32) {
     const Gradients grads = backward(
         grad_output, input, {weight, std::nullopt, bias}, {output, mask},
         {stride, padding, dilation, groups, negative_slope, residual_scale, upscale_factor},
-        {output_mask[0], output_mask[1], false, output_mask[2]}, {deterministic, allow_tf32});
+        {output_mask[0], output_mask[1], false, output_mask[2]}, {deterministic, fast_fp32});
     return {finish(grads.input, input), finish(grads.weight, weight),
             finish(grads.bias, bias ? *bias : weight)};
   }

@@ -5,7 +5,7 @@
 #define DASR_CONV_OPTIONS                                                            \
   "int[] stride, int[] padding, int[] dilation, int groups, float? negative_slope, " \
   "float residual_scale, int upscale_factor"
-#define DASR_SWITCHES "bool deterministic, bool allow_tf32"
+#define DASR_SWITCHES "bool deterministic, bool fast_fp32"
 
 namespace dasr {
 

@@ -51,7 +51,7 @@ class _Call(NamedTuple):
     input: Tensor
     kernels: Kernels
     shape: ConvShape
-    allow_tf32: bool
+    fast_fp32: bool
     deterministic: bool
 
 
@@ -133,7 +133,7 @@ def per_sample_conv2d(*args: Any) -> tuple[Tensor, Tensor]:
 def dynamic_conv2d_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients for input, experts, routing weights and bias."""
     grad_output, input, weight, routing, bias, output, mask = args[:7]
-    *options, wanted, deterministic, allow_tf32 = args[7:]
+    *options, wanted, deterministic, fast_fp32 = args[7:]
     kernels = Kernels(weight, routing, bias)
     grads = _backward(
         grad_output,
@@ -143,7 +143,7 @@ def dynamic_conv2d_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]
         _Wanted(*wanted),
         input,
         kernels,
-        (deterministic, allow_tf32),
+        (deterministic, fast_fp32),
     )
     likes = (input, weight, routing, weight if bias is None else bias)
     return tuple(_finish(grad, like) for grad, like in zip(grads, likes, strict=True))
@@ -152,7 +152,7 @@ def dynamic_conv2d_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]
 def per_sample_conv2d_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients for input, kernels and bias."""
     grad_output, input, weight, bias, output, mask = args[:6]
-    *options, wanted, deterministic, allow_tf32 = args[6:]
+    *options, wanted, deterministic, fast_fp32 = args[6:]
     of_input, of_weight, _, of_bias = _backward(
         grad_output,
         output,
@@ -161,7 +161,7 @@ def per_sample_conv2d_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         _Wanted(wanted[0], wanted[1], False, wanted[2]),
         input,
         Kernels(weight, None, bias),
-        (deterministic, allow_tf32),
+        (deterministic, fast_fp32),
     )
     like = weight if bias is None else bias
     return _finish(of_input, input), _finish(of_weight, weight), _finish(of_bias, like)
@@ -172,7 +172,7 @@ def _forward(
     input: Tensor, kernels: Kernels, residual: Tensor | None, rest: Sequence[Any]
 ) -> tuple[Tensor, Tensor]:
     options = ConvOptions(*rest[:_NUM_OPTIONS])
-    save_mask, deterministic, allow_tf32 = rest[_NUM_OPTIONS:]
+    save_mask, deterministic, fast_fp32 = rest[_NUM_OPTIONS:]
     output = torch.empty(
         output_shape(input, kernels.weight, options),
         dtype=input.dtype,
@@ -196,7 +196,7 @@ def _forward(
                 options,
             ),
             output,
-            allow_tf32,
+            fast_fp32,
             deterministic,
         )
     return output, mask[:mask_bytes]
@@ -214,13 +214,13 @@ def _backward(
     switches: tuple[bool, bool],
 ) -> tuple[Tensor | None, ...]:
     weight, routing, bias = kernels
-    deterministic, allow_tf32 = switches
+    deterministic, fast_fp32 = switches
     if bias is None:
         wanted = wanted._replace(bias=False)
     if grad_output.numel() == 0:
         return _zero_gradients(input, kernels, wanted)
     shape = conv_shape(input, weight, options)
-    call = _Call(input, kernels, shape, allow_tf32, deterministic)
+    call = _Call(input, kernels, shape, fast_fp32, deterministic)
     wants_kernel = wanted.weight or wanted.routing
     wants_bias = bias is not None and (wanted.bias or wanted.routing)
     grad, bias_sums = undo_epilogue(
@@ -241,7 +241,7 @@ def _backward(
             device=input.device,
             memory_format=eager.memory_format(input),
         )
-        convolve(grad, kernels, shape, True, Epilogue(), grad_input, allow_tf32, deterministic)
+        convolve(grad, kernels, shape, True, Epilogue(), grad_input, fast_fp32, deterministic)
     if routing is None:
         grad_weight = _per_sample_gradient(grad, call) if wanted.weight else None
         return grad_input, grad_weight, None, bias_sums
@@ -267,7 +267,7 @@ def _per_sample_gradient(grad: Tensor, call: _Call) -> Tensor:
     for first in range(0, shape.batch, at_once):
         rows = slice(first, first + at_once)
         parts = weight_grad.weight_gradients(
-            grad[rows], call.input[rows], shape, call.allow_tf32, call.deterministic
+            grad[rows], call.input[rows], shape, call.fast_fp32, call.deterministic
         )
         total = parts[0] if parts.shape[0] == 1 else reduce_splits(parts, torch.float32)
         flat[rows].copy_(total.transpose(1, 2))
@@ -287,7 +287,7 @@ def _expert_gradients(
     for first in range(0, call.shape.batch, at_once):
         rows = slice(first, first + at_once)
         parts = weight_grad.weight_gradients(
-            grad[rows], call.input[rows], call.shape, call.allow_tf32, call.deterministic
+            grad[rows], call.input[rows], call.shape, call.fast_fp32, call.deterministic
         )
         of_weight, part = expert_gradients(
             parts, weight, routing[rows], (wanted.weight, wanted.routing), dtype
