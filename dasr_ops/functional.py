@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _arguments as arguments
 from ._arguments import Size2
 from ._backends import choose
-from ._backends.eager import AUTOCAST_DEVICES
+from ._backends.eager import AUTOCAST_DEVICES, memory_format
 
 
 def aggregate_experts(
@@ -211,6 +211,17 @@ def per_sample_conv2d(
 def mixes_inside(input: Tensor) -> bool:
     """Return whether `dynamic_conv2d` of ``input`` is better than mixing all experts before it."""
     return choose("dynamic_conv2d", input).mixes_inside
+
+
+def best_memory_format(input: Tensor) -> torch.memory_format:
+    """Return the format in which a network had better keep its features on the way from ``input``.
+
+    That is channels_last for compiled kernels; in pure PyTorch, which folds batches into groups,
+    the format of ``input``.
+    """
+    if choose("dynamic_conv2d", input).name == "eager":
+        return memory_format(input)
+    return torch.channels_last
 
 
 def runs_on_cpu_kernels(input: Tensor) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dasr_ops import DynamicConv2d
 from dasr_ops.conv import Mixed, mix_layers
+from dasr_ops.functional import best_memory_format, memory_format
 
 from ._checks import check_images, check_positive_int, check_rows, kaiming_normal_
 from .strips import Stage, Tail, reach, run_tail
@@ -270,9 +271,11 @@ class MSRResNetDynamic(nn.Module):
         check_rows("MSRResNetDynamic", "weights", weights, input.shape[0], self.num_models)
         mixed = iter(mix_layers(self._layers(), input, weights))
         output = self.conv_first(input, weights, mixed=next(mixed))
+        output = output.contiguous(memory_format=best_memory_format(input))
         for block in self.body:
             output = block(output, weights, next(mixed), next(mixed))
-        return run_tail(self._tail(weights, mixed), output, _enlarge(input, self.upscale))
+        output = run_tail(self._tail(weights, mixed), output, _enlarge(input, self.upscale))
+        return output.contiguous(memory_format=memory_format(input))
 
     def _tail(self, weights: Tensor, mixed: Iterator[Mixed | None]) -> Tail:
         layers = self._tail_layers()

@@ -160,6 +160,8 @@ static void run_convolution(ConvJob job, bool depthwise, bool precise, const Thr
     convolve<DepthwiseConv>(job, pool);
   } else if (job.in() <= kFewChannels) {
     convolve<GemmConv>(job, pool);
+  } else if (job.out() <= kFewChannels && is_dense(3) && !precise) {
+    convolve<FewOutputsWinograd<WinogradF4>>(job, pool);
   } else if (job.out() <= kFewChannels && unit_stride) {
     convolve<FewOutputsConv>(job, pool);
   } else if (is_dense(3) && winograd_pays(job)) {

@@ -47,35 +47,46 @@ DASR_OPS_INLINE void transform_input(const float* src, int64_t row, int64_t col,
       [&](int i, int j, vf v) { store(dst + (i * W::kIn + j) * point, v); });
 }
 
-// src[row][col][ld] -> dst[tile][point][ld], tiles in rows of tw. A source in memory in NHWC can
-// be read in place where nothing is padded.
+// src[row][col][channels] -> dst[point][channels]
 template <typename W>
-static void transform_tiles(const float* src, int64_t row, int64_t col, int64_t channels,
-                            int64_t th, int64_t tw, float* dst) {
-  const int64_t stride = tile_stride(W::kIn * W::kIn, channels);
-  for (int64_t ty = 0; ty < th; ++ty) {
-    for (int64_t tx = 0; tx < tw; ++tx) {
-      const float* tile = src + ty * W::kOut * row + tx * W::kOut * col;
-      for (int64_t c = 0; c < channels; c += kLanes) {
-        transform_input<W>(tile + c, row, col, dst + c, channels);
-      }
-      dst += stride;
-    }
+static void transform_tile(const float* src, int64_t row, int64_t col, int64_t channels,
+                           float* dst) {
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    transform_input<W>(src + c, row, col, dst + c, channels);
   }
 }
 
-// Reads a block's input with its halo and transforms it.
+// Reads a block's input with its halo and transforms it: dst[tile][point][channels], tiles in rows
+// of tw. An image in memory in NHWC is read in place but for the tiles that padding is a part of.
 template <typename W>
 static void transform_block(const Source& s, int64_t b, const Window& w, int64_t th, int64_t tw,
                             float* patch, float* dst) {
   const int64_t channels = round_up(s.channels, kLanes);
-  const bool inside = w.y >= 0 && w.x >= 0 && w.y + w.rows <= s.height && w.x + w.cols <= s.width;
-  if (inside && s.access == Access::kRows && s.map.r == 1 && !s.gated && channels == s.channels) {
-    const float* src = s.data + b * s.strides.b + w.y * s.strides.y + w.x * s.strides.x;
-    return transform_tiles<W>(src, s.strides.y, s.strides.x, channels, th, tw, dst);
+  const int64_t stride = tile_stride(W::kIn * W::kIn, channels);
+  const bool in_place =
+      s.access == Access::kRows && s.map.r == 1 && !s.gated && channels == s.channels;
+  if (!in_place) {
+    load_patch(s, b, w, 0, s.channels, patch, channels);
   }
-  load_patch(s, b, w, 0, s.channels, patch, channels);
-  transform_tiles<W>(patch, w.cols * channels, channels, channels, th, tw, dst);
+  for (int64_t ty = 0; ty < th; ++ty) {
+    for (int64_t tx = 0; tx < tw; ++tx, dst += stride) {
+      const int64_t row = ty * W::kOut;
+      const int64_t col = tx * W::kOut;
+      if (!in_place) {
+        const float* src = patch + (row * w.cols + col) * channels;
+        transform_tile<W>(src, w.cols * channels, channels, channels, dst);
+        continue;
+      }
+      const Window tile{w.y + row, w.x + col, W::kIn, W::kIn};
+      if (tile.y >= 0 && tile.x >= 0 && tile.y + W::kIn <= s.height && tile.x + W::kIn <= s.width) {
+        const float* src = s.data + b * s.strides.b + tile.y * s.strides.y + tile.x * s.strides.x;
+        transform_tile<W>(src, s.strides.y, s.strides.x, channels, dst);
+      } else {
+        load_patch(s, b, tile, 0, s.channels, patch, channels);
+        transform_tile<W>(patch, W::kIn * channels, channels, channels, dst);
+      }
+    }
+  }
 }
 
 template <typename W>
