@@ -134,8 +134,9 @@ DASR_OPS_INLINE void make_one_row(Source& src) {
 static void run_convolution(ConvJob job, bool depthwise, bool precise, const ThreadPool& pool) {
   Sink& dst = job.dst;
   const auto in_rows = [&](const Strides& s) { return s.y == dst.width * s.x; };
-  if (is_one_row(job.y, job.x, job.src) && dst.map.r == 1 && in_rows(dst.strides) &&
-      (dst.residual == nullptr || in_rows(dst.residual_strides))) {
+  // Padding after the last pixel, or the phase of a strided gradient, may give rows another length.
+  if (is_one_row(job.y, job.x, job.src) && job.src.width == dst.width && dst.map.r == 1 &&
+      in_rows(dst.strides) && (dst.residual == nullptr || in_rows(dst.residual_strides))) {
     make_one_row(job.src);
     dst.width *= dst.height;
     dst.height = 1;
@@ -240,7 +241,8 @@ static void parameter_grad(const ConvBackwardParams& p, const ThreadPool& pool) 
   job.input = input_source(p);
   job.grad = grad_source(p);
   job.depthwise = p.depthwise;
-  if (is_one_row(job.y, job.x, job.input) && is_one_row(job.y, job.x, job.grad)) {
+  if (is_one_row(job.y, job.x, job.input) && is_one_row(job.y, job.x, job.grad) &&
+      job.input.width == job.grad.width) {
     make_one_row(job.input);
     make_one_row(job.grad);
   }

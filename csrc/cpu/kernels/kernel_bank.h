@@ -85,8 +85,9 @@ static void aggregate_bias(const KernelBank& bank, int64_t b, float* dst) {
   }
 }
 
+// At least one, of which the biases are a part, even where there is no channel to sum over.
 DASR_OPS_INLINE int64_t pack_units(const KernelBank& bank) {
-  return bank.transposed ? ceil_div(bank.out_channels, kTransposedUnit)
+  return bank.transposed ? max_of(1, ceil_div(bank.out_channels, kTransposedUnit))
                          : ceil_div(bank.out_channels, kLanes);
 }
 
