@@ -114,6 +114,19 @@ def test_geometry(backend: str, options: dict[str, Any], groups: int) -> None:
     check(problem(groups=groups) | options, backend, torch.float32)
 
 
+def test_strided_gradients_of_few_channels(backend: str) -> None:
+    # Pixels of a phase lie as far apart as a vector of channels is long, on one instruction set.
+    for channels in (2, 4, 8):
+        args = problem(channels=(channels, 6), size=(9, 12), channels_last=True)
+        check(args | {"stride": 2, "padding": 1}, backend, torch.float32)
+
+
+def test_phases_of_another_length_than_the_gradients_rows(backend: str) -> None:
+    # Where one tap is left, and nothing is padded before the image.
+    args = problem(size=(5, 4), kernel=(1, 2))
+    check(args | {"stride": (1, 2), "padding": (0, 1)}, backend, torch.float32)
+
+
 def test_same_padding_of_even_kernels(backend: str) -> None:
     check(problem(kernel=(2, 4)) | {"padding": "same"}, backend, torch.float32)
     check(problem(kernel=(4, 3), groups=2) | {"padding": "same"}, backend, torch.float32)

@@ -91,8 +91,8 @@ static void store_nhwc_line(const Sink& s, const Block& k, int64_t y, int64_t n0
                             const float* src, int64_t ld) {
   const int64_t r = s.map.r;
   const int64_t image_channels = s.map.image_channels;
-  const bool whole =
-      r == 1 && n0 == 0 && n1 == s.channels && ld == s.channels && s.strides.x == s.channels;
+  // Without gaps: ld may also be the distance of the pixels of a phase, with channels that pad.
+  const bool whole = r == 1 && n0 == 0 && n1 == s.channels && ld == n1 && ld == s.strides.x;
   if (whole && (s.residual == nullptr || s.residual_strides.equal(s.strides))) {
     const int64_t index = offset_at(s.strides, k.b, 0, y, k.x);
     return store_run(s, index, src, k.cols * ld, index, 1);
