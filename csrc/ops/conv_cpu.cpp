@@ -1,6 +1,6 @@
 // dynamic_conv2d and per_sample_conv2d for CPU tensors: entry points and choice of implementation.
 
-#include "cpu/huge_pages.h"
+#include "cpu/kernels/huge_pages.h"
 #include "ops/conv_aten_cpu.h"
 #include "ops/conv_kernels_cpu.h"
 #include "ops/conv_operators.h"

@@ -138,11 +138,10 @@ DASR_OPS_INLINE void make_one_row(Source& src) {
 // 3x3 convolution multiplies 9 times a pixel, F(4x4,3x3) 36 times a tile. Transforming and reading
 // 36 values was measured to cost as much as 150 multiplications more than 9 do, or 600 if the
 // kernels of a panel overflow a cache of 4 MiB.
-static bool winograd_pays(const ConvJob& job) {
-  const int64_t pixels = job.dst.height * job.dst.width;
-  const int64_t tiles = ceil_div(job.dst.height, 4) * ceil_div(job.dst.width, 4);
-  const int64_t panel_bytes = 4 * 36 * job.in() * kMaxPanelVecs * kLanes;
-  return 9 * pixels > 36 * tiles + (panel_bytes > (4 << 20) ? 600 : 150);
+static bool winograd_pays(int64_t height, int64_t width, int64_t in_channels) {
+  const int64_t tiles = ceil_div(height, 4) * ceil_div(width, 4);
+  const int64_t panel_bytes = 4 * 36 * in_channels * kMaxPanelVecs * kLanes;
+  return 9 * height * width > 36 * tiles + (panel_bytes > (4 << 20) ? 600 : 150);
 }
 
 static void run_convolution(ConvJob job, bool depthwise, bool precise, const ThreadPool& pool) {
@@ -164,7 +163,7 @@ static void run_convolution(ConvJob job, bool depthwise, bool precise, const Thr
     convolve<FewOutputsWinograd<WinogradF4>>(job, pool);
   } else if (job.out() <= kFewChannels && unit_stride) {
     convolve<FewOutputsConv>(job, pool);
-  } else if (is_dense(3) && winograd_pays(job)) {
+  } else if (is_dense(3) && winograd_pays(dst.height, dst.width, job.in())) {
     if (precise) {
       convolve<WinogradConv<WinogradF2>>(job, pool);
     } else {
@@ -280,10 +279,12 @@ static void parameter_grad(const ConvBackwardParams& p, const ThreadPool& pool) 
     weight_grad<GemmGrad>(job, pool);
   } else if (job.out() <= kFewChannels) {
     weight_grad<FewOutputsGrad>(job, pool);
-  } else if (is_dense(3) && p.precise) {
-    weight_grad<WinogradGrad<WinogradF2>>(job, pool);
-  } else if (is_dense(3)) {
-    weight_grad<WinogradGrad<WinogradF4>>(job, pool);
+  } else if (is_dense(3) && winograd_pays(job.grad.height, job.grad.width, job.in())) {
+    if (p.precise) {
+      weight_grad<WinogradGrad<WinogradF2>>(job, pool);
+    } else {
+      weight_grad<WinogradGrad<WinogradF4>>(job, pool);
+    }
   } else if (is_dense(5) && !p.precise) {
     weight_grad<WinogradGrad<WinogradF2x5>>(job, pool);
   } else {

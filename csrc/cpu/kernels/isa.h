@@ -4,7 +4,7 @@
 //   conv_avx512.cpp     -mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma
 //   conv_avx2.cpp       -mavx2 -mfma
 //   conv_portable.cpp   none
-//   conv.cpp isa.cpp    none
+//   the others          none
 // The first three compile the same sources in a namespace each (DASR_OPS_ISA). Nothing in those
 // sources may instantiate an inline function from outside of its namespace: the linker keeps one
 // copy, which could be the one with AVX-512 instructions.

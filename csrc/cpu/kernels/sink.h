@@ -140,7 +140,12 @@ static void store_nchw_line(const Sink& s, const Block& k, int64_t y, int64_t n0
       n += r;
     } else {
       const int64_t step = r * s.strides.x;
-      for (int64_t p = 0; p < k.cols; ++p) {
+      const bool plain =
+          s.sign_bits == nullptr && !s.activate && s.scale == 1.0f && s.residual == nullptr;
+      for (int64_t p = 0; plain && p < k.cols; ++p) {
+        s.data[index + p * step] = plane[p];
+      }
+      for (int64_t p = 0; !plain && p < k.cols; ++p) {
         store_run(s, index + p * step, plane + p, 1, res + p * r * s.residual_strides.x, 1);
       }
       ++n;

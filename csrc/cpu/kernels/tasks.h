@@ -4,6 +4,7 @@
 #include <new>
 
 #include "conv.h"
+#include "huge_pages.h"
 #include "simd.h"
 
 namespace dasr {
@@ -16,7 +17,9 @@ class Workspace {
   Workspace(int64_t parts, int64_t floats)
       : stride_(round_up(floats, kAlign) + kAlign),
         data_(static_cast<float*>(
-            ::operator new(static_cast<size_t>(parts * stride_) * 4, std::align_val_t(64)))) {}
+            ::operator new(static_cast<size_t>(parts * stride_) * 4, std::align_val_t(64)))) {
+    advise_huge_pages(data_, static_cast<size_t>(parts * stride_) * 4);
+  }
   ~Workspace() { ::operator delete(data_, std::align_val_t(64)); }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;

@@ -27,8 +27,9 @@ struct GemmGrad {
   }
 
   static int64_t scratch_floats(const GradJob& job, const Blocking& blocking) {
-    return patch_floats(job, blocking.th, blocking.tw) +
-           blocking.th * blocking.tw * kMaxPanelVecs * kLanes;
+    return max_of(patch_floats(job, blocking.th, blocking.tw) +
+                      blocking.th * blocking.tw * kMaxPanelVecs * kLanes,
+                  kLanes * job.in() * job.taps());
   }
 
   static void add(const GradJob& job, const Block& block, bool first_block, float* sums,
@@ -76,19 +77,21 @@ struct GemmGrad {
     }
   }
 
-  static void finish(const GradJob& job, const float* sums, float* weight, float*) {
+  static void finish(const GradJob& job, const float* sums, float* weight, float* scratch) {
     const int64_t in = job.in();
-    const int64_t taps = job.taps();
+    const int64_t row = in * job.taps();
     const Panels panels = panels_of(job.out());
     for (int64_t p = 0; p < panels.count; ++p) {
-      const int64_t first = panels.first_vec(p) * kLanes;
       const int64_t ld = panels.num_vecs(p) * kLanes;
-      for (int64_t n = first; n < min_of(first + ld, job.out()); ++n) {
-        float* dst = weight + job.grad.map.torch_channel(n) * in * taps;
-        for (int64_t t = 0; t < taps; ++t) {
-          for (int64_t c = 0; c < in; ++c) {
-            dst[c * taps + t] = sums[taps * in * first + (t * in + c) * ld + (n - first)];
-          }
+      for (int64_t n = panels.first_vec(p) * kLanes; n < panels.first_vec(p + 1) * kLanes;
+           n += kLanes) {
+        const int64_t column = n - panels.first_vec(p) * kLanes;
+        const float* src = sums + row * (n - column) + column;
+        for (int64_t c = 0; c < in; ++c) {
+          transpose(src + c * ld, in * ld, job.taps(), kLanes, scratch + c * job.taps(), row);
+        }
+        for (int64_t l = 0; l < min_of(kLanes, job.out() - n); ++l) {
+          copy_floats(weight + job.grad.map.torch_channel(n + l) * row, scratch + l * row, row);
         }
       }
     }

@@ -1,4 +1,4 @@
-#include "cpu/huge_pages.h"
+#include "huge_pages.h"
 
 #include <cstdint>
 
@@ -6,7 +6,8 @@
 #include <sys/mman.h>
 #endif
 
-namespace dasr::cpu {
+namespace dasr {
+namespace cpu {
 
 void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] std::size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
@@ -18,4 +19,5 @@ void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] std::size_t
 #endif
 }
 
-}  // namespace dasr::cpu
+}  // namespace cpu
+}  // namespace dasr
