@@ -9,19 +9,20 @@ _cpu_precision = "fast"
 
 
 def set_cpu_precision(precision: str) -> None:
-    """Choose how 3x3 convolutions of stride 1 are computed by the CPU's own kernels.
+    """Choose how 3x3 and 5x5 convolutions of stride 1 are computed by the CPU's own kernels.
 
     =====================  ===================  ===================
     against float64        ``"fast"``           ``"precise"``
     =====================  ===================  ===================
-    algorithm              Winograd F(4x4,3x3)  Winograd F(2x2,3x3)
+    3x3                    Winograd F(4x4,3x3)  Winograd F(2x2,3x3)
+    5x5                    Winograd F(2x2,5x5)  direct
     output, max / max |y|  at most 3e-6         at most 1e-6
     gradients, RMS         at most 2e-6         at most 2e-6
     =====================  ===================  ===================
 
     ``"precise"`` is about as exact as direct convolution. ``"fast"`` is the default: it errs by
     about as much as the roundings of a network's other layers, and takes a quarter of the products
-    of direct convolution, where ``"precise"`` takes four ninths.
+    of a direct 3x3 convolution, where ``"precise"`` takes four ninths.
 
     The choice is one for all threads. It concerns float32 and, since they are computed in float32,
     bfloat16 and float16; convolutions of other sizes, strides or groups, other backends and other

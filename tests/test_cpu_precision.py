@@ -1,4 +1,4 @@
-"""The precision switch of the CPU's 3x3 convolutions: error bars, gradients, torch.compile."""
+"""The precision switch of the CPU kernels: error bars, gradients, torch.compile."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ pytestmark = pytest.mark.skipif(
     not dasr_ops.backends()["cpu"].startswith("available"), reason="the extension is not built"
 )
 
-# What set_cpu_precision promises. Sums of n <= 576 products err by about sqrt(n) roundoffs of
-# 6e-8, 1.4e-6 of a typical value and less of the largest; F(4x4,3x3) amplifies that a few times.
+# What set_cpu_precision promises. Sums of n <= 1600 products, formed of sums of at most 256, err by
+# about sqrt(256) roundoffs of 6e-8, 1e-6 of a typical value and less of the largest; F(4x4,3x3) and
+# F(2x2,5x5) amplify that a few times.
 FORWARD_BAR = {"fast": 3e-6, "precise": 1e-6}
 GRADIENT_BAR = 2e-6
 
@@ -36,6 +37,7 @@ SHAPES = [
     (1, 65, 130, 9, 14),
     (1, 9, 64, 40, 33),
     (3, 5, 9, 3, 3),
+    (1, 64, 3, 21, 40),
 ]
 
 
@@ -46,9 +48,10 @@ def _restored() -> Iterator[None]:
     dasr_ops.set_cpu_precision(before)
 
 
-def problem(shape: tuple[int, ...], kind: str = "unit") -> tuple[Tensor, ...]:
+def problem(shape: tuple[int, ...], kind: str = "unit", kernel: int = 3) -> tuple[Tensor, ...]:
     batch, in_channels, out_channels, *size = shape
-    weight = torch.randn(4, out_channels, in_channels, 3, 3) / (9 * in_channels) ** 0.5
+    weight = torch.randn(4, out_channels, in_channels, kernel, kernel)
+    weight /= kernel * in_channels**0.5
     x = INPUTS[kind](torch.randn(batch, in_channels, *size))
     return x, weight, torch.randn(batch, 4), torch.randn(4, out_channels)
 
@@ -59,16 +62,17 @@ def convolve(*tensors: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("precision", ["fast", "precise"])
 @pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_error_bars(precision: str, kind: str, seed: int) -> None:
+def test_error_bars(precision: str, kind: str, kernel: int, seed: int) -> None:
     dasr_ops.set_cpu_precision(precision)
     torch.manual_seed(seed)
     for shape in SHAPES:
-        tensors = problem(shape, kind)
+        tensors = problem(shape, kind, kernel)
         exact = [t.double().requires_grad_() for t in tensors]
-        expected = reference.dynamic_conv2d(*exact, padding=1)
+        expected = reference.dynamic_conv2d(*exact, padding=kernel // 2)
         leaves = [t.requires_grad_() for t in tensors]
-        output = convolve(*leaves)
+        output = dasr_ops.dynamic_conv2d(*leaves, padding=kernel // 2)
         assert max_error(output, expected) <= FORWARD_BAR[precision], shape
         grad = torch.randn_like(output)
         grads = torch.autograd.grad(output, leaves, grad)

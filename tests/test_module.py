@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from dasr_ops import DynamicConv2d
+import dasr_ops
+from dasr_ops import DynamicConv2d, FusedConv2d
+from tests.reference import max_error, rms_error
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
@@ -93,3 +95,57 @@ def test_fused_arguments_do_what_separate_modules_do() -> None:
     expected = residual + 0.5 * y
     torch.testing.assert_close(fused(x, routing, residual), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(fused(x, routing), y, rtol=1e-5, atol=1e-5)
+
+
+ACTIVATIONS = {
+    None: nn.Identity(),
+    "relu": nn.ReLU(),
+    "leaky_relu": nn.LeakyReLU(0.2),
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"kernel_size": 5, "padding": 2},
+        {"kernel_size": 5, "stride": 2, "padding": 2},
+        {"kernel_size": 3, "padding": 1, "bias": False, "groups": 2},
+        {"kernel_size": (1, 3), "padding": "same", "padding_mode": "reflect"},
+    ],
+    ids=str,
+)
+def test_fused_convolution_is_a_convolution_and_its_activation(
+    kwargs: dict, activation: str | None, backend: str
+) -> None:
+    torch.manual_seed(0)
+    fused = FusedConv2d(6, 8, activation=activation, negative_slope=0.2, **kwargs)
+    plain = nn.Conv2d(6, 8, **kwargs)
+    plain.load_state_dict(fused.state_dict())
+    exact = nn.Sequential(plain.double(), ACTIVATIONS[activation])
+    x = torch.randn(3, 6, 11, 9)
+    x_exact = x.double().requires_grad_()
+    want = exact(x_exact)
+    grads = torch.autograd.grad(want.square().sum(), [x_exact, *plain.parameters()])
+    x.requires_grad_()
+    with dasr_ops.use_backend(backend):
+        got = fused(x)
+        parameters = [x, *fused.parameters()]
+        got_grads = torch.autograd.grad(got.square().sum(), parameters)
+    assert max_error(got, want) <= 3e-6
+    for ours, theirs in zip(got_grads, grads, strict=True):
+        assert rms_error(ours, theirs) <= 3e-6
+
+
+def test_fused_convolution_says_what_it_is() -> None:
+    layer = FusedConv2d(3, 4, 5, padding=2, activation="leaky_relu", negative_slope=0.2)
+    assert "kernel_size=(5, 5)" in repr(layer)
+    assert "activation='leaky_relu', negative_slope=0.2" in repr(layer)
+    with pytest.raises(ValueError, match="FusedConv2d: activation: expected None, 'relu'"):
+        FusedConv2d(3, 4, 5, activation="gelu")
+
+
+def test_fused_convolution_under_autocast_returns_the_narrow_type() -> None:
+    layer = FusedConv2d(3, 4, 5, padding=2, activation="relu")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(1, 3, 8, 8)).dtype == torch.bfloat16
