@@ -283,7 +283,9 @@ def _default(device_type: str) -> Iterator[Case]:
         yield from _both([_PATCHES["body"]], [dtype], MEMORY_FORMATS)
     for dtype in dtypes[:2]:
         yield from reduced([Case(_TRAINING_NETWORK, TRAINING, dtype, "channels_last")])
-        yield from reduced([Case(_NETWORKS[0], INFERENCE, dtype, "channels_last")])
+        yield from reduced(
+            Case(network, INFERENCE, dtype, "channels_last") for network in _NETWORKS[:2]
+        )
     layers = [_PATCHES["first"], _RESNET[1]]
     heavy = [_PATCHES["up1"], _RESNET[2], _RESNET[5], _MOBILENET[0]]
     yield from _both(layers, dtypes[:1], ["channels_last"])
