@@ -122,11 +122,8 @@ class Library:
         options: ConvOptions,
     ) -> Tensor:
         """Call the operator; see `dasr_ops.dynamic_conv2d`."""
-        save_mask = _saves_mask(options, residual, (input, weight, routing_weights, bias))
-        switches = _switches(input, self._cuda_device)
-        return self.ops.dynamic_conv2d(
-            input, weight, routing_weights, bias, residual, *options, save_mask, *switches
-        )[0]
+        tensors = (input, weight, routing_weights, bias, residual)
+        return self._convolve(self.ops.dynamic_conv2d.default, tensors, options)
 
     def per_sample_conv2d(
         self,
@@ -137,11 +134,18 @@ class Library:
         options: ConvOptions,
     ) -> Tensor:
         """Call the operator; see `dasr_ops.per_sample_conv2d`."""
-        save_mask = _saves_mask(options, residual, (input, weight, bias))
-        switches = _switches(input, self._cuda_device)
-        return self.ops.per_sample_conv2d(
-            input, weight, bias, residual, *options, save_mask, *switches
-        )[0]
+        tensors = (input, weight, bias, residual)
+        return self._convolve(self.ops.per_sample_conv2d.default, tensors, options)
+
+    def _convolve(self, op: Any, tensors: Sequence[Tensor | None], options: ConvOptions) -> Tensor:
+        *convolved, residual = tensors
+        switches = _switches(tensors[0], self._cuda_device)
+        if _is_differentiated(tensors) or torch.compiler.is_compiling():
+            save_mask = needs_mask(options, residual is not None) and _is_differentiated(convolved)
+            return op(*tensors, *options, save_mask, *switches)[0]
+        # Formulas of autograd in Python cost 16 us even where they have nothing to do.
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*tensors, *options, False, *switches)[0]
 
     def _register_aggregate(self) -> None:
         name = f"{self.namespace}::aggregate_experts"
@@ -326,14 +330,8 @@ def _empty_gradients(
     return tuple(result)
 
 
-def _saves_mask(
-    options: ConvOptions, residual: Tensor | None, tensors: Sequence[Tensor | None]
-) -> bool:
-    return (
-        needs_mask(options, residual is not None)
-        and torch.is_grad_enabled()
-        and any(t is not None and t.requires_grad for t in tensors)
-    )
+def _is_differentiated(tensors: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 class _Switches(types.ModuleType):
