@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstdlib>
 
-#include "cpu/kernels/huge_pages.h"
 #include "cpu/kernels/conv.h"
+#include "cpu/kernels/huge_pages.h"
 #include "cpu/kernels/isa.h"
 #include "ops/status.h"
 
