@@ -6,6 +6,16 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` or forward-mode differentiation is under way.
+
+    Operators with formulas for reverse mode alone cannot serve these: `torch.vmap` hides whether
+    its tensors are differentiated, and tangents would be lost without a word.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def vector_jacobian(

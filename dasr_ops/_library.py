@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import ConvOptions, output_shape
-from ._autograd import masked, vector_jacobian
+from ._autograd import is_transformed, masked, vector_jacobian
 from ._backends import eager
 from ._stack import register_stack
 from .precision import get_cpu_precision
@@ -29,8 +29,8 @@ _SWITCHES = "bool deterministic, bool fast_fp32"
 # padding is top, bottom, left, right; negative_slope is None without activation, 0 for ReLU.
 # With save_mask the second output of a convolution holds one bit per output element, in memory
 # order: whether the activation's argument was positive. Otherwise it is empty.
-# With fast_fp32 products of float32 operands may be formed less exactly: in tf32 on CUDA, by
-# Winograd's F(4x4,3x3) on the CPU.
+# With fast_fp32 products of float32 operands may be formed less exactly: in tf32 on CUDA, in
+# larger Winograd tiles on the CPU.
 SCHEMAS = {
     "aggregate_experts": "(Tensor weight, Tensor routing_weights, ScalarType dtype) -> Tensor",
     "aggregate_experts_backward": (
@@ -140,7 +140,7 @@ class Library:
     def _convolve(self, op: Any, tensors: Sequence[Tensor | None], options: ConvOptions) -> Tensor:
         *convolved, residual = tensors
         switches = _switches(tensors[0], self._cuda_device)
-        if _is_differentiated(tensors) or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or _is_differentiated(tensors) or is_transformed():
             save_mask = needs_mask(options, residual is not None) and _is_differentiated(convolved)
             return op(*tensors, *options, save_mask, *switches)[0]
         # Formulas of autograd in Python cost 16 us even where they have nothing to do.

@@ -17,11 +17,14 @@ from .functional import (
     dynamic_conv2d,
     mixes_inside,
     per_sample_conv2d,
-    runs_on_cpu_kernels,
+    uses_cpu_kernels,
 )
 
 Mixed = tuple[Tensor, Tensor | None]
 """One kernel and one bias for each image."""
+
+_MANY_PIXELS = 32 * 32
+_FARTHEST = 32
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -160,7 +163,8 @@ class DynamicConv2d(nn.Module):
         Args:
             conv: the layer to copy; its parameters are not shared.
             num_experts: K.
-            **fused: ``activation``, ``negative_slope``, ``residual_scale``, ``upscale_factor``.
+            **fused: ``activation``, ``negative_slope``, ``residual_scale``, ``upscale_factor``; the
+                first two are those of a `FusedConv2d` by default.
 
         Returns:
             A module in the training mode of ``conv``, on its device, in its dtype.
@@ -172,6 +176,9 @@ class DynamicConv2d(nn.Module):
             raise TypeError(
                 f"from_conv2d: conv: expected an initialised torch.nn.Conv2d, got {conv!r}"
             )
+        if isinstance(conv, FusedConv2d):
+            own = {"activation": conv.activation, "negative_slope": conv.negative_slope}
+            fused = own | fused
         layer = cls(
             conv.in_channels,
             conv.out_channels,
@@ -259,9 +266,9 @@ class DynamicConv2d(nn.Module):
 class FusedConv2d(nn.Conv2d):
     """A `torch.nn.Conv2d` that computes its activation in the same pass.
 
-    Arguments, parameters and state dict are those of `torch.nn.Conv2d`. For CPU tensors the kernels
-    of this package do the work, which are faster at most shapes; elsewhere it is PyTorch's own
-    convolution.
+    Arguments, parameters and state dict are those of `torch.nn.Conv2d`. Where they are faster, that
+    is for CPU tensors, one group and strides up to 2, and for one image or large ones, the kernels
+    of this package do the work; elsewhere it is PyTorch's own convolution.
 
     Args:
         *args: as `torch.nn.Conv2d` takes them.
@@ -288,7 +295,7 @@ class FusedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``input`` [B, I, H, W] to [B, O, H', W']."""
-        if not runs_on_cpu_kernels(input) or self.padding_mode != "zeros":
+        if not self._is_faster_fused(input):
             return self._activate(super().forward(input))
         # One expert, and for every image all of it.
         return dynamic_conv2d(
@@ -302,6 +309,19 @@ class FusedConv2d(nn.Conv2d):
             self.groups,
             activation=self.activation,
             negative_slope=self.negative_slope,
+        )
+
+    def _is_faster_fused(self, input: Tensor) -> bool:
+        # Kernels are transformed for each image anew: that needs pixels to pay.
+        return (
+            input.dim() == 4
+            and (input.shape[0] == 1 or input.shape[2] * input.shape[3] >= _MANY_PIXELS)
+            and self.groups == 1
+            and max(self.stride) <= 2
+            and max(self.kernel_size) * max(self.dilation) <= _FARTHEST
+            and self.padding_mode == "zeros"
+            and convolution_dtype(input) == convolution_dtype(self.weight)
+            and uses_cpu_kernels(input)
         )
 
     def _activate(self, output: Tensor) -> Tensor:

@@ -224,9 +224,10 @@ def best_memory_format(input: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
-def runs_on_cpu_kernels(input: Tensor) -> bool:
-    """Return whether `dynamic_conv2d` of ``input`` is computed by the CPU kernels."""
-    return input.dtype != torch.float64 and choose("dynamic_conv2d", input).name == "cpu"
+def uses_cpu_kernels(input: Tensor) -> bool:
+    """Return whether ``input`` is in the hands of the `cpu` backend, in a type of its kernels."""
+    narrow = input.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return narrow and choose("dynamic_conv2d", input).name == "cpu"
 
 
 def convolution_dtype(input: Tensor) -> torch.dtype:

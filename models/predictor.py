@@ -173,7 +173,7 @@ class Degradation_Predictor(nn.Module):
         return self._predict((sums / count).to(input.dtype))
 
     def _features_of(self, input: Tensor) -> Tensor:
-        # Every layer keeps the format of its input, and all devices are fastest in this one.
+        # Layers keep the format of their input, and all devices are fastest in this one.
         return self.ConvNet(input.contiguous(memory_format=torch.channels_last))
 
     def _predict(self, v: Tensor) -> Prediction:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dasr_ops._autograd import is_transformed
+
 from .tiling import cut
 
 MAP_BYTES = {"cpu": 31 << 20}
@@ -78,7 +80,7 @@ def run_tail(tail: Tail, features: Tensor, enlarged: Tensor) -> Tensor:
     Pieces are strips of rows, or blocks where strips would be too thin. Each reads the context that
     its layers need, and what the zeros around it have touched is cut off behind each layer, so the
     result is that of the whole to float rounding. Modules are called once for each piece.
-    `torch.compile` and `torch.export` see the whole.
+    `torch.compile`, `torch.export` and transforms of `torch.func` see the whole.
 
     Args:
         tail: the layers.
@@ -109,7 +111,7 @@ def run_tail(tail: Tail, features: Tensor, enlarged: Tensor) -> Tensor:
 
 
 def _needs_whole(tail: Tail, features: Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed():
         return True
     return torch.is_grad_enabled() and (
         features.requires_grad or any(p.requires_grad for m in tail.layers for p in m.parameters())

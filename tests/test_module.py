@@ -123,7 +123,7 @@ def test_fused_convolution_is_a_convolution_and_its_activation(
     plain = nn.Conv2d(6, 8, **kwargs)
     plain.load_state_dict(fused.state_dict())
     exact = nn.Sequential(plain.double(), ACTIVATIONS[activation])
-    x = torch.randn(3, 6, 11, 9)
+    x = torch.randn(2, 6, 33, 32)  # large enough for kernels of our own
     x_exact = x.double().requires_grad_()
     want = exact(x_exact)
     grads = torch.autograd.grad(want.square().sum(), [x_exact, *plain.parameters()])
@@ -149,3 +149,60 @@ def test_fused_convolution_under_autocast_returns_the_narrow_type() -> None:
     layer = FusedConv2d(3, 4, 5, padding=2, activation="relu")
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(1, 3, 8, 8)).dtype == torch.bfloat16
+
+
+def test_fused_convolution_takes_what_a_convolution_takes() -> None:
+    layer = FusedConv2d(4, 6, 3, activation="relu")
+    image = torch.randn(4, 40, 40)
+    torch.testing.assert_close(layer(image), layer(image[None])[0], rtol=0, atol=3e-6)
+    with pytest.raises(RuntimeError):
+        layer(torch.randn(1, 4, 40, 40, dtype=torch.bfloat16))
+    assert layer(torch.randn(0, 4, 40, 40)).shape == (0, 6, 38, 38)
+    twin = copy.deepcopy(layer).double()
+    assert twin(image.double()[None]).dtype == torch.float64
+
+
+def test_dynamic_layer_keeps_the_activation_of_a_fused_one() -> None:
+    layer = DynamicConv2d.from_conv2d(FusedConv2d(3, 4, 3, activation="relu"), 2)
+    assert layer.activation == "relu"
+    other = DynamicConv2d.from_conv2d(FusedConv2d(3, 4, 3, activation="relu"), 2, activation=None)
+    assert other.activation is None
+
+
+# ---- transforms: rules for them exist in ATen alone ----
+
+
+def test_vmap_keeps_what_is_differentiated() -> None:
+    weight = torch.randn(2, 5, 4, 3, 3)
+    inputs = torch.randn(3, 2, 4, 8, 8, requires_grad=True)
+    mapped = torch.vmap(lambda x: dasr_ops.per_sample_conv2d(x, weight, padding=1))(inputs)
+    looped = torch.stack([dasr_ops.per_sample_conv2d(x, weight, padding=1) for x in inputs])
+    torch.testing.assert_close(mapped, looped, rtol=1e-5, atol=1e-5)
+    (grad,) = torch.autograd.grad(mapped.square().sum(), inputs)
+    (expected,) = torch.autograd.grad(looped.square().sum(), inputs)
+    torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_ensembles_train() -> None:
+    layers = [DynamicConv2d(3, 4, 3, num_experts=2) for _ in range(2)]
+    parameters, buffers = torch.func.stack_module_state(layers)
+    x, routing = torch.randn(1, 3, 6, 6), torch.rand(1, 2)
+
+    def call(parameters: dict, buffers: dict) -> torch.Tensor:
+        return torch.func.functional_call(layers[0], (parameters, buffers), (x, routing))
+
+    output = torch.vmap(call)(parameters, buffers)
+    output.sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in parameters.values())
+
+
+def test_tangents_are_not_lost() -> None:
+    torch.manual_seed(0)
+    layer = FusedConv2d(3, 4, 3, activation="relu")
+    weight, routing = torch.randn(2, 4, 3, 3, 3), torch.rand(1, 2)
+    x, tangent = torch.randn(1, 3, 40, 40), torch.randn(1, 3, 40, 40)
+    for function in (layer, lambda x: dasr_ops.dynamic_conv2d(x, weight, routing)):
+        output, jvp = torch.func.jvp(function, (x,), (tangent,))
+        _, pullback = torch.func.vjp(function, x)
+        (vjp,) = pullback(torch.ones_like(output))
+        torch.testing.assert_close((vjp * tangent).sum(), jvp.sum(), rtol=1e-4, atol=1e-3)

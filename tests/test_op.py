@@ -114,6 +114,13 @@ def test_geometry(backend: str, options: dict[str, Any], groups: int) -> None:
     check(problem(groups=groups) | options, backend, torch.float32)
 
 
+def test_many_phases_of_few_taps(backend: str) -> None:
+    # As in the patch embedding of a transformer.
+    args = problem(channels=(3, 6), size=(24, 17), kernel=(8, 8), experts=2)
+    check(args | {"stride": 8}, backend, torch.float32)
+    check(args | {"stride": (4, 8), "padding": (1, 3)}, backend, torch.float32)
+
+
 def test_strided_gradients_of_few_channels(backend: str) -> None:
     # Pixels of a phase lie as far apart as a vector of channels is long, on one instruction set.
     for channels in (2, 4, 8):

@@ -31,7 +31,7 @@ struct Gradients {
 
 struct Switches {
   bool deterministic;  // all results are, run to run, in any case
-  // Products of fp32 operands may be formed less exactly: in tf32 on CUDA, by Winograd F(4x4,3x3)
+  // Products of fp32 operands may be formed less exactly: in tf32 on CUDA, in larger Winograd tiles
   // on the CPU.
   bool fast_fp32;
 };

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._autograd import is_transformed
 from .._extension import extension
 from .._library import Library
 from . import eager
@@ -192,6 +193,9 @@ def choose(op: str, input: Tensor) -> Any:
         if refusal is not None:
             raise RuntimeError(f"{op}: backend {_requested!r} was asked for, but {refusal}")
         return backend
+    # Compositions of ATen operators have every rule that transforms ask for.
+    if not torch.compiler.is_compiling() and is_transformed():
+        return _BACKENDS["eager"]
     for name in _ORDER.get(input.device.type, ("eager",)):
         if _unavailable(name) is None and _BACKENDS[name].refuses(input) is None:
             return _BACKENDS[name]

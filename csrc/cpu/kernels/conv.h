@@ -58,7 +58,8 @@ struct ConvParams {
   Activation activation = Activation::kNone;
   float negative_slope = 0.0f;  // of kLeakyRelu; 0 is ReLU
   float residual_scale = 1.0f;  // applies without a residual too
-  bool precise = false;         // F(2x2,3x3), as exact as a direct convolution, not F(4x4,3x3)
+  bool precise = false;         // as exact as a direct convolution: F(2x2,3x3), not F(4x4,3x3)
+                                // or F(2x2,5x5)
   Layout output_layout = Layout::kNCHW;
 
   // inputs

@@ -209,6 +209,8 @@ void conv_forward(const ConvParams& p, const ThreadPool& pool) {
                   p.depthwise, p.precise, pool);
 }
 
+constexpr int64_t kFewTaps = 64;
+
 static void input_grad(const ConvBackwardParams& p, const ThreadPool& pool) {
   const bool nhwc = p.grad_input_layout == Layout::kNHWC;
   const Source grad = grad_source(p);
@@ -231,8 +233,17 @@ static void input_grad(const ConvBackwardParams& p, const ThreadPool& pool) {
       phase.strides.x *= p.x.stride;
       phase.height = ceil_div(p.y.size - y, p.y.stride);
       phase.width = ceil_div(p.x.size - x, p.x.stride);
-      run_convolution({p.batch, backward_axis(p.y, y), backward_axis(p.x, x), grad, phase, bank},
-                      p.depthwise, p.precise, pool);
+      ConvJob job{p.batch, backward_axis(p.y, y), backward_axis(p.x, x), grad, phase, bank};
+      // Phases are many where each wants few of the taps: all of them need not be mixed each time.
+      int64_t wanted[kFewTaps];
+      if (bank.transposed && job.taps() <= kFewTaps && 8 * job.taps() <= bank.taps) {
+        for (int64_t t = 0; t < job.taps(); ++t) {
+          wanted[t] = job.tap(t / job.x.taps, t % job.x.taps);
+        }
+        job.bank.wanted = wanted;
+        job.bank.num_wanted = job.taps();
+      }
+      run_convolution(job, p.depthwise, p.precise, pool);
     }
   }
 }

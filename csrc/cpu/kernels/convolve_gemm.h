@@ -15,6 +15,15 @@ DASR_OPS_INLINE int64_t rows_in_cache(const JobAxis& y, int64_t row_floats, int6
   return max_of(2, min_of((fit - y.extent(1)) / y.stride, most));
 }
 
+// Columns of a block: fewer where strides are long, so that a row of its input stays in the cache.
+DASR_OPS_INLINE int64_t cols_in_cache(const JobAxis& x, int64_t channels, int64_t width) {
+  int64_t cols = max_of(min_of(width, kDirectCols), 1);
+  while (cols > 1 && 4 * x.extent(cols) * channels > (512 << 10)) {
+    cols /= 2;
+  }
+  return cols;
+}
+
 // The input of a block as pixels of `channels` floats each, at `data`, `pitch` floats a row.
 struct Patch {
   const float* data;
@@ -38,9 +47,9 @@ struct GemmConv {
   static constexpr int64_t kInputCost = 1;
 
   static Blocking blocking(const ConvJob& job) {
-    const int64_t cols = min_of(job.dst.width, kDirectCols);
+    const int64_t cols = cols_in_cache(job.x, job.in(), job.dst.width);
     const int64_t rows = rows_in_cache(job.y, job.x.extent(cols) * job.in(), 8);
-    return {job.dst.height, job.dst.width, 1, rows * kDirectCols, kDirectCols};
+    return {job.dst.height, job.dst.width, 1, rows * cols, cols};
   }
 
   static int64_t panel_floats(const ConvJob& job, int64_t p) {

@@ -17,9 +17,11 @@ struct KernelBank {
   int64_t taps;
   ChannelMap map;   // of the O channels
   bool transposed;  // hand out the kernels of the gradient: O -> I
+  // Of a transposed kernel with many taps the few that are wanted; null: all.
+  const int64_t* wanted = nullptr;
+  int64_t num_wanted = 0;
 
   int64_t row() const { return in_channels * taps; }
-  int64_t from() const { return transposed ? out_channels : in_channels; }
   int64_t to() const { return transposed ? in_channels : out_channels; }
 };
 
@@ -131,8 +133,18 @@ static void pack_transposed(const KernelBank& bank, int64_t b, int64_t first, in
   float* taps = scratch + round_up(bank.row(), kAlign);
   fill_zero(taps, bank.taps * ld);
   for (int64_t o = first; o < last; ++o) {
-    const float* row = aggregate_kernel(bank, b, o, begin * bank.taps, count * bank.taps, rows);
-    transpose(row, bank.taps, count, bank.taps, taps, ld);
+    if (bank.wanted != nullptr) {
+      for (int64_t i = 0; i < bank.num_wanted; ++i) {
+        const int64_t t = bank.wanted[i];
+        for (int64_t c = 0; c < count; ++c) {
+          float value;
+          taps[t * ld + c] = *aggregate_kernel(bank, b, o, (begin + c) * bank.taps + t, 1, &value);
+        }
+      }
+    } else {
+      const float* row = aggregate_kernel(bank, b, o, begin * bank.taps, count * bank.taps, rows);
+      transpose(row, bank.taps, count, bank.taps, taps, ld);
+    }
     for (int64_t v = v0; v < v1; ++v) {
       emit(o, v, Taps{taps + (v - v0) * kLanes, ld});
     }

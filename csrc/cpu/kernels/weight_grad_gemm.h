@@ -12,9 +12,9 @@ namespace DASR_OPS_ISA {
 // kernel is dilated; the sum runs over pixels.
 struct GemmGrad {
   static Blocking blocking(const GradJob& job) {
-    const int64_t cols = min_of(job.grad.width, kDirectCols);
+    const int64_t cols = cols_in_cache(job.x, job.in(), job.grad.width);
     const int64_t rows = rows_in_cache(job.y, job.x.extent(cols) * job.in(), 8);
-    return {job.grad.height, job.grad.width, 1, rows * kDirectCols, kDirectCols};
+    return {job.grad.height, job.grad.width, 1, rows * cols, cols};
   }
 
   // [panel][tap][c][columns of the panel]
