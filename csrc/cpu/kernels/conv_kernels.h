@@ -100,6 +100,10 @@ DASR_OPS_INLINE JobAxis forward_axis(const ConvAxis& a) {
   return {a.kernel, a.kernel, a.stride, a.dilation, a.pad_before};
 }
 
+DASR_OPS_INLINE Geometry forward_geometry(const ConvParams& p) {
+  return {forward_axis(p.y), forward_axis(p.x)};
+}
+
 // Pixel i * stride + phase of the gradient of the input is a sum over the taps t for which
 // i * stride + phase + pad - t * dilation is a multiple of the stride: every u-th tap, the last
 // first, in steps of dilation / gcd(stride, dilation) pixels of the gradient of the output.
@@ -122,9 +126,8 @@ DASR_OPS_INLINE JobAxis backward_axis(const ConvAxis& a, int64_t phase) {
 
 // Whether pixels depend on the same pixel of an image whose pixels all follow each other: it is as
 // good as one long row.
-static bool is_one_row(const JobAxis& y, const JobAxis& x, const Source& src, int64_t height,
-                       int64_t width) {
-  return y.taps == 1 && x.taps == 1 && y.stride == 1 && x.stride == 1 && y.pad == 0 && x.pad == 0 &&
+static bool is_one_row(const Geometry& g, const Source& src, int64_t height, int64_t width) {
+  return g.taps() == 1 && g.y.stride == 1 && g.x.stride == 1 && g.y.pad == 0 && g.x.pad == 0 &&
          src.height == height && src.width == width && src.map.r == 1 &&
          src.strides.y == width * src.strides.x;
 }
@@ -147,29 +150,28 @@ static bool winograd_pays(int64_t height, int64_t width, int64_t in_channels) {
 static void run_convolution(ConvJob job, bool depthwise, bool precise, const ThreadPool& pool) {
   Sink& dst = job.dst;
   const auto in_rows = [&](const Strides& s) { return s.y == dst.width * s.x; };
-  if (is_one_row(job.y, job.x, job.src, dst.height, dst.width) && dst.map.r == 1 &&
-      in_rows(dst.strides) && (dst.residual == nullptr || in_rows(dst.residual_strides))) {
+  if (is_one_row(job, job.src, dst.height, dst.width) && dst.map.r == 1 && in_rows(dst.strides) &&
+      (dst.residual == nullptr || in_rows(dst.residual_strides))) {
     make_one_row(job.src);
     dst.width *= dst.height;
     dst.height = 1;
   }
   const bool unit_stride = job.y.stride == 1 && job.x.stride == 1;
-  const auto is_dense = [&](int64_t taps) { return job.y.dense(taps) && job.x.dense(taps); };
   if (depthwise) {
     convolve<DepthwiseConv>(job, pool);
   } else if (job.in() <= kFewChannels) {
     convolve<GemmConv>(job, pool);
-  } else if (job.out() <= kFewChannels && is_dense(3) && !precise) {
+  } else if (job.out() <= kFewChannels && job.dense(3) && !precise) {
     convolve<FewOutputsWinograd<WinogradF4>>(job, pool);
   } else if (job.out() <= kFewChannels && unit_stride) {
     convolve<FewOutputsConv>(job, pool);
-  } else if (is_dense(3) && winograd_pays(dst.height, dst.width, job.in())) {
+  } else if (job.dense(3) && winograd_pays(dst.height, dst.width, job.in())) {
     if (precise) {
       convolve<WinogradConv<WinogradF2>>(job, pool);
     } else {
       convolve<WinogradConv<WinogradF4>>(job, pool);
     }
-  } else if (is_dense(5) && !precise) {
+  } else if (job.dense(5) && !precise) {
     convolve<WinogradConv<WinogradF2x5>>(job, pool);
   } else {
     convolve<GemmConv>(job, pool);
@@ -204,9 +206,9 @@ void conv_forward(const ConvParams& p, const ThreadPool& pool) {
     const int64_t numel = p.batch * shape.channels * shape.image_height * shape.image_width;
     __builtin_memset(p.sign_mask, 0, static_cast<size_t>(ceil_div(numel, 8)));
   }
-  run_convolution({p.batch, forward_axis(p.y), forward_axis(p.x), input_source(p), sink,
-                   bank_of(p, sink.map, false)},
-                  p.depthwise, p.precise, pool);
+  run_convolution(
+      {forward_geometry(p), p.batch, input_source(p), sink, bank_of(p, sink.map, false)},
+      p.depthwise, p.precise, pool);
 }
 
 constexpr int64_t kFewTaps = 64;
@@ -233,7 +235,7 @@ static void input_grad(const ConvBackwardParams& p, const ThreadPool& pool) {
       phase.strides.x *= p.x.stride;
       phase.height = ceil_div(p.y.size - y, p.y.stride);
       phase.width = ceil_div(p.x.size - x, p.x.stride);
-      ConvJob job{p.batch, backward_axis(p.y, y), backward_axis(p.x, x), grad, phase, bank};
+      ConvJob job{{backward_axis(p.y, y), backward_axis(p.x, x)}, p.batch, grad, phase, bank};
       // Phases are many where each wants few of the taps: all of them need not be mixed each time.
       int64_t wanted[kFewTaps];
       if (bank.transposed && job.taps() <= kFewTaps && 8 * job.taps() <= bank.taps) {
@@ -262,14 +264,13 @@ static int64_t num_segments(const ConvParams& p) {
 
 static void parameter_grad(const ConvBackwardParams& p, const ThreadPool& pool) {
   GradJob job{};
+  static_cast<Geometry&>(job) = forward_geometry(p);
   job.batch = p.batch;
-  job.y = forward_axis(p.y);
-  job.x = forward_axis(p.x);
   job.input = input_source(p);
   job.grad = grad_source(p);
   job.depthwise = p.depthwise;
   const auto in_one_row = [&](const Source& s) {
-    return is_one_row(job.y, job.x, s, job.grad.height, job.grad.width);
+    return is_one_row(job, s, job.grad.height, job.grad.width);
   };
   if (in_one_row(job.input) && in_one_row(job.grad)) {
     make_one_row(job.input);
@@ -283,20 +284,19 @@ static void parameter_grad(const ConvBackwardParams& p, const ThreadPool& pool) 
   Cutter cutter{space.part(0)};
   job.bias = cutter.take(tasks * job.out());
   job.weight = cutter.take(0);
-  const auto is_dense = [&](int64_t taps) { return job.y.dense(taps) && job.x.dense(taps); };
   if (p.depthwise) {
     weight_grad<DepthwiseGrad>(job, pool);
   } else if (job.in() <= kFewChannels) {
     weight_grad<GemmGrad>(job, pool);
   } else if (job.out() <= kFewChannels) {
     weight_grad<FewOutputsGrad>(job, pool);
-  } else if (is_dense(3) && winograd_pays(job.grad.height, job.grad.width, job.in())) {
+  } else if (job.dense(3) && winograd_pays(job.grad.height, job.grad.width, job.in())) {
     if (p.precise) {
       weight_grad<WinogradGrad<WinogradF2>>(job, pool);
     } else {
       weight_grad<WinogradGrad<WinogradF4>>(job, pool);
     }
-  } else if (is_dense(5) && !p.precise) {
+  } else if (job.dense(5) && !p.precise) {
     weight_grad<WinogradGrad<WinogradF2x5>>(job, pool);
   } else {
     weight_grad<GemmGrad>(job, pool);

@@ -27,23 +27,28 @@ struct JobAxis {
   bool dense(int64_t taps_) const { return taps == taps_ && stride == 1 && dilation == 1; }
 };
 
-struct ConvJob {
-  int64_t batch;
+struct Geometry {
   JobAxis y, x;
+
+  int64_t taps() const { return y.taps * x.taps; }
+  bool dense(int64_t taps_) const { return y.dense(taps_) && x.dense(taps_); }
+  // The input that rows x cols of the output from a block's origin on read.
+  Window window(const Block& k, int64_t rows, int64_t cols) const {
+    return {k.y * y.stride - y.pad, k.x * x.stride - x.pad, y.extent(rows), x.extent(cols)};
+  }
+};
+
+struct ConvJob : Geometry {
+  int64_t batch;
   Source src;
   Sink dst;
   KernelBank bank;
 
   int64_t in() const { return src.channels; }
   int64_t out() const { return dst.channels; }
-  int64_t taps() const { return y.taps * x.taps; }
   // Where tap (i, j) of the job stands in a kernel in memory.
   int64_t tap(int64_t i, int64_t j) const {
     return (y.first + i * y.step) * x.kernel + x.first + j * x.step;
-  }
-  // The input that a block of rows x cols reads.
-  Window window(const Block& k, int64_t rows, int64_t cols) const {
-    return {k.y * y.stride - y.pad, k.x * x.stride - x.pad, y.extent(rows), x.extent(cols)};
   }
 };
 

@@ -89,11 +89,31 @@ static void transform_block(const Source& s, int64_t b, const Window& w, int64_t
   }
 }
 
+// What a block of tiles needs on its way: the patch with its halo (then a panel of results or of
+// gradients), the transformed input, and a panel in the transformed domain.
+template <typename W>
+struct WinogradScratch {
+  static constexpr int64_t kPoints = W::kIn * W::kIn;
+  float* patch;
+  float* input;
+  float* panel;
+
+  WinogradScratch(Cutter& cutter, int64_t in_channels, int64_t th, int64_t tw) {
+    constexpr int64_t kHalo = W::kTaps - 1;
+    const int64_t channels = round_up(in_channels, kLanes);
+    const int64_t rows = th * W::kOut;
+    const int64_t cols = tw * W::kOut;
+    const int64_t width = kMaxPanelVecs * kLanes;
+    patch = cutter.take(max_of((rows + kHalo) * (cols + kHalo) * channels, rows * cols * width));
+    input = cutter.take(th * tw * tile_stride(kPoints, channels));
+    panel = cutter.take(th * tw * tile_stride(kPoints, width));
+  }
+};
+
 template <typename W>
 struct WinogradConv {
   static constexpr int64_t kInputCost = 4;  // transformed
   static constexpr int64_t kPoints = W::kIn * W::kIn;
-  static constexpr int64_t kHalo = W::kTaps - 1;
 
   static Blocking blocking(const ConvJob& job) {
     return {job.dst.height, job.dst.width, W::kOut, tiles_per_block(kPoints, job.in()),
@@ -118,32 +138,10 @@ struct WinogradConv {
         [&](int i, int j, vf u) { store(dst + (i * W::kIn + j) * stride, u); });
   }
 
-  struct Buffers {
-    float* patch;  // then the block's results
-    float* input;
-    float* product;
-    float* sink;
-    int64_t floats;
-  };
-
-  static Buffers cut(const ConvJob& job, int64_t th, int64_t tw, float* scratch) {
-    const int64_t channels = round_up(job.in(), kLanes);
-    const int64_t rows = th * W::kOut;
-    const int64_t cols = tw * W::kOut;
-    const int64_t panel = kMaxPanelVecs * kLanes;
-    Cutter cutter{scratch};
-    Buffers buf;
-    buf.patch =
-        cutter.take(max_of((rows + kHalo) * (cols + kHalo) * channels, rows * cols * panel));
-    buf.input = cutter.take(th * tw * tile_stride(kPoints, channels));
-    buf.product = cutter.take(th * tw * tile_stride(kPoints, panel));
-    buf.sink = cutter.take(kSinkScratch);
-    buf.floats = cutter.used;
-    return buf;
-  }
-
   static int64_t scratch_floats(const ConvJob& job, const Blocking& blocking) {
-    return cut(job, blocking.th, blocking.tw, nullptr).floats;
+    Cutter cutter{nullptr};
+    WinogradScratch<W>(cutter, job.in(), blocking.th, blocking.tw);
+    return cutter.used + kSinkScratch;
   }
 
   static void run(const ConvJob& job, const Block& block, const PanelRange& range,
@@ -152,7 +150,9 @@ struct WinogradConv {
     const int64_t tw = ceil_div(block.cols, W::kOut);
     const int64_t rows = th * W::kOut;
     const int64_t cols = tw * W::kOut;
-    const Buffers buf = cut(job, th, tw, scratch);
+    Cutter cutter{scratch};
+    const WinogradScratch<W> buf(cutter, job.in(), th, tw);
+    float* sink = cutter.take(kSinkScratch);
     transform_block<W>(job.src, block.b, job.window(block, rows, cols), th, tw, buf.patch,
                        buf.input);
 
@@ -172,7 +172,7 @@ struct WinogradConv {
       // A single panel that is not wider than the input replaces it: less cache is needed.
       const bool in_place =
           range.last - range.first == 1 && ld <= channels && job.in() <= kMaxChain;
-      float* product = in_place ? buf.input : buf.product;
+      float* product = in_place ? buf.input : buf.panel;
       const int64_t point = in_place ? channels : ld;
       g.c_row = tile_stride(kPoints, point);
       const float* own = kernels + kernel_layout.offset(p) - kernel_layout.offset(range.first);
@@ -184,7 +184,7 @@ struct WinogradConv {
       }
       transform_output(product, point, th, tw, ld, bias + first, buf.patch);
       store_block(job.dst, block, first, min_of(first + ld, job.out()), buf.patch, cols * ld, ld,
-                  buf.sink);
+                  sink);
     }
   }
 

@@ -7,9 +7,8 @@ namespace dasr {
 namespace cpu {
 namespace DASR_OPS_ISA {
 
-struct GradJob {
+struct GradJob : Geometry {
   int64_t batch;
-  JobAxis y, x;
   Source input;
   Source grad;  // of the convolution's result
   bool depthwise;
@@ -20,12 +19,7 @@ struct GradJob {
 
   int64_t in() const { return input.channels; }
   int64_t out() const { return grad.channels; }
-  int64_t taps() const { return y.taps * x.taps; }
   int64_t kernel_floats() const { return out() * (depthwise ? 1 : in()) * taps(); }
-  // The input that belongs to rows x cols of the gradient.
-  Window window(const Block& k, int64_t rows, int64_t cols) const {
-    return {k.y * y.stride - y.pad, k.x * x.stride - x.pad, y.extent(rows), x.extent(cols)};
-  }
 };
 
 // sums[n] += the sum over pixels; the sum of a block is formed first, so that errors stay small.

@@ -11,7 +11,6 @@ namespace DASR_OPS_ISA {
 template <typename W>
 struct WinogradGrad {
   static constexpr int64_t kPoints = W::kIn * W::kIn;
-  static constexpr int64_t kHalo = W::kTaps - 1;
 
   static Blocking blocking(const GradJob& job) {
     return {job.grad.height, job.grad.width, W::kOut, tiles_per_block(kPoints, job.in()),
@@ -24,31 +23,10 @@ struct WinogradGrad {
 
   static int64_t sum_floats(const GradJob& job) { return layout(job).floats(); }
 
-  struct Buffers {
-    float* patch;
-    float* input;
-    float* grad;
-    int64_t floats;
-  };
-
-  static Buffers cut(const GradJob& job, int64_t th, int64_t tw, float* scratch) {
-    const int64_t channels = round_up(job.in(), kLanes);
-    const int64_t rows = th * W::kOut;
-    const int64_t cols = tw * W::kOut;
-    const int64_t panel = kMaxPanelVecs * kLanes;
-    Cutter cutter{scratch};
-    Buffers buf;
-    buf.patch =
-        cutter.take(max_of((rows + kHalo) * (cols + kHalo) * channels, rows * cols * panel));
-    buf.input = cutter.take(th * tw * tile_stride(kPoints, channels));
-    buf.grad = cutter.take(th * tw * tile_stride(kPoints, panel));
-    buf.floats = cutter.used;
-    return buf;
-  }
-
   static int64_t scratch_floats(const GradJob& job, const Blocking& blocking) {
-    return max_of(cut(job, blocking.th, blocking.tw, nullptr).floats,
-                  2 * kLanes * job.in() * job.taps() + kAlign);
+    Cutter cutter{nullptr};
+    WinogradScratch<W>(cutter, job.in(), blocking.th, blocking.tw);
+    return max_of(cutter.used, 2 * kLanes * job.in() * job.taps() + kAlign);
   }
 
   static void add(const GradJob& job, const Block& block, bool first_block, float* sums,
@@ -58,7 +36,8 @@ struct WinogradGrad {
     const int64_t rows = th * W::kOut;
     const int64_t cols = tw * W::kOut;
     const int64_t channels = round_up(job.in(), kLanes);
-    const Buffers buf = cut(job, th, tw, scratch);
+    Cutter cutter{scratch};
+    const WinogradScratch<W> buf(cutter, job.in(), th, tw);
     if (job.want_weight) {
       transform_block<W>(job.input, block.b, job.window(block, rows, cols), th, tw, buf.patch,
                          buf.input);
@@ -74,7 +53,7 @@ struct WinogradGrad {
       if (!job.want_weight) {
         continue;
       }
-      transform_grad(buf.patch, th, tw, ld, buf.grad);
+      transform_grad(buf.patch, th, tw, ld, buf.panel);
       Gemm g;
       g.rows = job.in();
       g.cols = vecs;
@@ -86,7 +65,7 @@ struct WinogradGrad {
       g.accumulate = !first_block;
       for (int64_t i = 0; i < kPoints; ++i) {
         g.a = buf.input + i * channels;
-        g.b = buf.grad + i * ld;
+        g.b = buf.panel + i * ld;
         g.c = sums + sum_layout.offset(p) + i * sum_layout.point_stride(p);
         gemm(g);
       }
