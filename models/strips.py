@@ -21,7 +21,8 @@ from .tiling import cut
 MAP_BYTES = {"cpu": 31 << 20}
 """The most bytes of a piece's largest feature map, by type of device.
 
-On a CPU about its last-level cache: with one of 32 MiB, pieces of 16 to 48 MiB took equally long. Blocks from 32 MiB on glibc's malloc returns to the system each time.
+On a CPU about its last-level cache: with one of 32 MiB, pieces of 16 to 48 MiB took equally long.
+Blocks from 32 MiB on glibc's malloc returns to the system each time.
 """
 
 MAP_BYTES_ELSEWHERE = 256 << 20
