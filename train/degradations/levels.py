@@ -1,7 +1,7 @@
 """The degradation space as tables of ranges: one `Level` per strength.
 
-The numbers of "weak" and "standard" are those of DASR (Liang, Zeng, Zhang, ECCV 2022). A new
-strength is a new entry in `LEVELS`; sampling, synthesis and labels read nothing but the table.
+The numbers of "weak", "standard" and "severe" are those of DASR (Liang, Zeng, Zhang, ECCV 2022). A
+new strength is a new entry in `LEVELS`; sampling, synthesis and labels read nothing but the table.
 """
 
 from __future__ import annotations
@@ -170,6 +170,26 @@ LEVELS: dict[str, Level] = {
             jpeg_quality=(50, 95),
             resize_weights=(0.3, 0.4, 0.3),
         )
+    ),
+    "severe": Level(
+        Stage(
+            blur_sigma=(0.2, 3.0),
+            scale=(0.15, 1.5),
+            gaussian_sigma=(1.0, 30.0),
+            poisson_scale=(0.05, 3.0),
+            jpeg_quality=(30, 95),
+            resize_weights=(0.2, 0.7, 0.1),
+        ),
+        Stage(
+            blur_prob=0.8,
+            blur_sigma=(0.2, 1.5),
+            scale=(0.3, 1.2),
+            gaussian_sigma=(1.0, 25.0),
+            poisson_scale=(0.05, 2.5),
+            jpeg_quality=(30, 95),
+            resize_weights=(0.3, 0.4, 0.3),
+        ),
+        Sinc(prob=0.8),
     ),
 }
 
