@@ -7,12 +7,14 @@ variant without batch normalisation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dasr_ops import DynamicConv2d
 from dasr_ops.conv import Mixed, mix_layers
@@ -129,6 +131,8 @@ class MSRResNetDynamic(nn.Module):
         config: the arguments above by name.
         upscale: the magnification.
         num_models: K.
+        recompute: gradient checkpointing: features within groups of residual blocks are computed
+            again on the way back, which takes less memory and more time. False at first.
 
     Raises:
         TypeError: an argument is not an int.
@@ -151,6 +155,7 @@ class MSRResNetDynamic(nn.Module):
         self.config["upscale"] = _check_upscale(name, upscale)
         self.upscale = upscale
         self.num_models = num_models
+        self.recompute = False
 
         def conv(in_channels: int, out_channels: int, **fused: Any) -> DynamicConv2d:
             return DynamicConv2d(
@@ -272,10 +277,27 @@ class MSRResNetDynamic(nn.Module):
         mixed = iter(mix_layers(self._layers(), input, weights))
         output = self.conv_first(input, weights, mixed=next(mixed))
         output = output.contiguous(memory_format=best_memory_format(input))
-        for block in self.body:
-            output = block(output, weights, next(mixed), next(mixed))
+        output = self._run_body(output, weights, mixed)
         output = run_tail(self._tail(weights, mixed), output, _enlarge(input, self.upscale))
         return output.contiguous(memory_format=memory_format(input))
+
+    def _run_body(self, output: Tensor, weights: Tensor, mixed: Iterator[Mixed | None]) -> Tensor:
+        blocks = [(block, next(mixed), next(mixed)) for block in self.body]
+        if not (self.recompute and torch.is_grad_enabled()):
+            for block, of_conv1, of_conv2 in blocks:
+                output = block(output, weights, of_conv1, of_conv2)
+            return output
+        # About the root of their number in a group: as many groups are kept as blocks repeated.
+        size = math.isqrt(len(blocks) - 1) + 1
+        for start in range(0, len(blocks), size):
+
+            def run(features: Tensor, group: list[Any] = blocks[start : start + size]) -> Tensor:
+                for block, of_conv1, of_conv2 in group:
+                    features = block(features, weights, of_conv1, of_conv2)
+                return features
+
+            output = checkpoint(run, output, use_reentrant=False)
+        return output
 
     def _tail(self, weights: Tensor, mixed: Iterator[Mixed | None]) -> Tail:
         layers = self._tail_layers()

@@ -369,6 +369,8 @@ class CheckpointConfig:
     """Steps between checkpoints."""
     keep: int = 2
     """Checkpoints kept; older ones are removed."""
+    allow_changes: bool = False
+    """Go on with a run although it was begun with other settings."""
 
     def __post_init__(self) -> None:
         _at_least("checkpoint", self, 1, "every", "keep")

@@ -1,0 +1,123 @@
+"""Checkpoints of a run: whole or not there, the last few kept, damaged ones passed over."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dasr_ops.models.files import TEMPORARY_PREFIX, atomic_path
+
+from .errors import TrainingError
+
+FORMAT = 1
+_NAME = re.compile(r"step_(\d+)\.pt")
+State = dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in a folder, `step_00005000.pt` and so on.
+
+    A process other than the first has a part of its own beside each (`step_00005000.rank1.pt`),
+    written before; a checkpoint counts when the file of the first process is there.
+
+    Args:
+        folder: made when the first one is written.
+        keep: how many are kept.
+        warn: called with a line of text about a checkpoint that cannot be read.
+    """
+
+    def __init__(self, folder: Path, keep: int, warn: Callable[[str], None]) -> None:
+        self.folder, self.keep, self.warn = folder, keep, warn
+
+    def steps(self) -> list[int]:
+        """Return the steps of the checkpoints there are, the newest first."""
+        names = (path.name for path in self.folder.glob("step_*.pt"))
+        return sorted((int(m[1]) for n in names if (m := _NAME.fullmatch(n))), reverse=True)
+
+    def path(self, step: int, rank: int = 0) -> Path:
+        """Return the file of a step and a process."""
+        part = f".rank{rank}" if rank else ""
+        return self.folder / f"step_{step:08d}{part}.pt"
+
+    def save(self, step: int, state: State, rank: int = 0) -> Path:
+        """Write a checkpoint; the first process then removes what is beyond those kept.
+
+        Raises:
+            OSError: it cannot be written; what was there is still there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # In memory first: with a full disk torch.save itself fails in ways that do not say so.
+        buffer = io.BytesIO()
+        torch.save({**state, "format": FORMAT, "step": step}, buffer)
+        path = self.path(step, rank)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+        if rank == 0:
+            self._prune()
+        return path
+
+    def newest(self) -> State | None:
+        """Return the newest checkpoint that can be read, None if there are none.
+
+        Raises:
+            TrainingError: there are checkpoints, but none can be read.
+        """
+        steps = self.steps()
+        for step in steps:
+            try:
+                return read(self.path(step))
+            except (OSError, RuntimeError, ValueError) as error:
+                self.warn(f"{self.path(step)} cannot be used: {_one_line(error)}")
+        if steps:
+            raise TrainingError(
+                f"{self.folder}: none of the {len(steps)} checkpoints can be used; remove the "
+                "folder to begin again"
+            )
+        return None
+
+    def part(self, step: int, rank: int) -> State | None:
+        """Return what a process other than the first wrote, None if that cannot be read."""
+        try:
+            return read(self.path(step, rank))
+        except (OSError, RuntimeError, ValueError):
+            return None
+
+    def _prune(self) -> None:
+        for step in self.steps()[self.keep :]:
+            for path in [self.path(step), *self.folder.glob(f"step_{step:08d}.rank*.pt")]:
+                with suppress(OSError):
+                    path.unlink()
+        for leftover in self.folder.glob(f"{TEMPORARY_PREFIX}*"):  # of processes that were killed
+            with suppress(OSError):
+                leftover.unlink()
+
+
+def read(path: Path) -> State:
+    """Read a checkpoint, every byte checked.
+
+    Raises:
+        OSError, RuntimeError, ValueError: it is missing, damaged or of another format.
+    """
+    # torch.load does not compare checksums: a flipped bit would go unnoticed.
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"damaged ({error})") from error
+    if broken is not None:
+        raise ValueError(f"damaged ({broken} does not match its checksum)")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"not a checkpoint of format {FORMAT}")
+    return state
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,232 @@
+"""The state of learning: networks, averages and optimisers, and what a step does with them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dasr_ops.models import DASR
+
+from ..batch import Batch
+from ..config import TrainConfig
+from .averaging import Average
+from .networks import build_discriminator, build_restorer
+from .objective import Objective, Targets
+from .optimizers import build_optimizer
+from .processes import Processes
+from .schedules import factor
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NONFINITE = "nonfinite"
+
+
+class Learner:
+    """Everything that learning changes.
+
+    A step is `gradients`, which changes no weights, then `update`: between them the run decides
+    whether the numbers are sound.
+
+    Args:
+        config: the run.
+        processes: this process among those of the run.
+
+    Attributes:
+        restorer: the network that restores pictures.
+        discriminator: its adversary, or None.
+        average: the averages of the restorer.
+        shown: after a step the last LR, SR and ground truth, for the log.
+
+    Raises:
+        TrainingError: a file to start from or a name in the settings cannot be used.
+    """
+
+    def __init__(self, config: TrainConfig, processes: Processes) -> None:
+        self.config, self.processes = config, processes
+        engine, device = config.engine, processes.device
+        self.memory_format = (
+            torch.channels_last if engine.channels_last else torch.contiguous_format
+        )
+        self.restorer = build_restorer(config).to(device)
+        self.discriminator = build_discriminator(config)
+        if isinstance(self.restorer.network, DASR):
+            self.restorer.network.net_p.to(memory_format=self.memory_format)
+        self.average = Average(self.restorer, engine.ema)
+        optimizer = config.optimizer
+        self.optimizer = build_optimizer(optimizer, self.restorer.parameters(), optimizer.lr)
+        self.discriminator_optimizer: torch.optim.Optimizer | None = None
+        if self.discriminator is not None:
+            self.discriminator.to(device, memory_format=self.memory_format)
+            self.discriminator_optimizer = build_optimizer(
+                optimizer, self.discriminator.parameters(), optimizer.discriminator_lr
+            )
+        self.dtype = DTYPES[engine.precision]
+        scaled = self.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        self.objective = Objective(config.loss, device, self.memory_format)
+        if engine.compile:
+            self.restorer.compile()
+            if self.discriminator is not None:
+                self.discriminator.compile()
+        self._restorer = self._distributed(self.restorer)
+        self._judge = self.discriminator and self._distributed(self.discriminator)
+        self.shown: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def _distributed(self, network: nn.Module) -> nn.Module:
+        if not self.processes.many:
+            return network
+        index = self.processes.device.index
+        return DistributedDataParallel(
+            network,
+            device_ids=None if index is None else [index],
+            # Buffers (power iterations) are the same everywhere, as they follow from the weights.
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+    def gradients(self, parts: Sequence[Batch], step: int) -> dict[str, Tensor]:
+        """Compute the gradients of a step, averaged over its parts and over the processes.
+
+        Args:
+            parts: the batch, in as many parts as are accumulated.
+            step: number of the step, from 0.
+
+        Returns:
+            Scalars on the device, means over the parts on this process: the weighted losses,
+            "loss", norms of gradients, and `NONFINITE`, above 0 where a loss or a gradient is not
+            finite.
+        """
+        adversarial = self.discriminator is not None and step >= self.config.loss.gan.start
+        sums: dict[str, Tensor] = {}
+        for number, batch in enumerate(parts):
+            last = number == len(parts) - 1
+            targets = Targets(batch, self.memory_format)
+            values, output = self._restorer_part(targets, adversarial, last, len(parts))
+            if self.discriminator is not None:
+                values.update(self._discriminator_part(targets, output, last, len(parts)))
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0) + value.detach() / len(parts)
+            self.shown = (targets.lr, output, targets.truth(self.config.loss.pixel.usm))
+        sums.update(self._norms())
+        # In float16 gradients overflow now and then: the scaler then leaves the step out.
+        sound = [
+            value
+            for name, value in sums.items()
+            if not (self.scaler.is_enabled() and name.endswith("norm"))
+        ]
+        sums[NONFINITE] = (~torch.isfinite(torch.stack(sound))).any()
+        return sums
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.processes.device.type, self.dtype, enabled=enabled)
+
+    def _restorer_part(
+        self, targets: Targets, adversarial: bool, last: bool, count: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        judge = self.discriminator if adversarial else None
+        if judge is not None:
+            judge.requires_grad_(False)
+        with _accumulating(self._restorer, not last):
+            with self._autocast():
+                output, vector = self._restorer(targets.lr, targets.v)
+                values = self.objective.restorer(output, vector, targets, judge)
+            values["loss"] = torch.stack(list(values.values())).sum()
+            self.scaler.scale(values["loss"] / count).backward()
+        if judge is not None:
+            judge.requires_grad_(True)
+        return values, output.detach()
+
+    def _discriminator_part(
+        self, targets: Targets, output: Tensor, last: bool, count: int
+    ) -> dict[str, Tensor]:
+        assert self._judge is not None
+        with _accumulating(self._judge, not last):
+            with self._autocast():
+                values = self.objective.discriminator(self._judge, output, targets)
+            self.scaler.scale(values["discriminator"] / count).backward()
+        return values
+
+    def _norms(self) -> dict[str, Tensor]:
+        self.scaler.unscale_(self.optimizer)
+        norms = {"norm": _norm(self.restorer)}
+        if self.discriminator is not None and self.discriminator_optimizer is not None:
+            self.scaler.unscale_(self.discriminator_optimizer)
+            norms["discriminator_norm"] = _norm(self.discriminator)
+        if self.config.optimizer.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(
+                self.restorer.parameters(), self.config.optimizer.clip_norm, norms["norm"]
+            )
+        return norms
+
+    def update(self, step: int) -> None:
+        """Change the weights by the gradients at hand, and forget those."""
+        share = factor(self.config.schedule, step)
+        for optimizer, lr in self._optimizers():
+            for group in optimizer.param_groups:
+                group["lr"] = lr * share
+            self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        self.scaler.update()
+        self.average.update(self.restorer, step)
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of G and P in a step."""
+        return self.config.optimizer.lr * factor(self.config.schedule, step)
+
+    def _optimizers(self) -> list[tuple[torch.optim.Optimizer, float]]:
+        config = self.config.optimizer
+        found = [(self.optimizer, config.lr)]
+        if self.discriminator_optimizer is not None:
+            found.append((self.discriminator_optimizer, config.discriminator_lr))
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed run needs, by name; see `load_state_dict`."""
+        state = {
+            "restorer": self.restorer.state_dict(),
+            "average": self.average.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        if self.discriminator is not None and self.discriminator_optimizer is not None:
+            state["discriminator"] = self.discriminator.state_dict()
+            state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`.
+
+        A discriminator that the state does not hold stays as it is.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: the state is of other networks or optimisers.
+        """
+        self.restorer.load_state_dict(state["restorer"])
+        self.average.network.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        if self.discriminator_optimizer is not None and "discriminator" in state:
+            assert self.discriminator is not None
+            self.discriminator.load_state_dict(state["discriminator"])
+            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+
+
+def _norm(network: nn.Module) -> Tensor:
+    grads = [p.grad for p in network.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(grads)
+
+
+@contextlib.contextmanager
+def _accumulating(network: nn.Module, more: bool) -> Any:
+    """Leave out the exchange of gradients between processes while more parts are to come."""
+    if more and isinstance(network, DistributedDataParallel):
+        with network.no_sync():
+            yield
+    else:
+        yield

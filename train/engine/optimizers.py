@@ -1,0 +1,53 @@
+"""Optimisers of torch.optim by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from ..config import OptimizerConfig
+from .errors import TrainingError
+
+
+def build_optimizer(
+    config: OptimizerConfig, parameters: Iterable[nn.Parameter], lr: float
+) -> torch.optim.Optimizer:
+    """Construct the optimiser of the settings.
+
+    Raises:
+        TrainingError: there is no such optimiser, or it refuses an option.
+    """
+    found = getattr(torch.optim, config.name, None)
+    if not (inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)):
+        names = sorted(
+            name
+            for name, value in vars(torch.optim).items()
+            if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
+        )
+        raise TrainingError(
+            f"optimizer.name: expected one of {', '.join(names)}, got {config.name!r}"
+        )
+    accepted = inspect.signature(found).parameters
+    options = {name: _number(value) for name, value in config.options.items()}
+    for name in options:
+        if name not in accepted:
+            raise TrainingError(
+                f"optimizer.options: {config.name} has no option {name!r}; it has "
+                f"{', '.join(accepted)}"
+            )
+    if "betas" in accepted:
+        options.setdefault("betas", config.betas)
+    if "weight_decay" in accepted:
+        options.setdefault("weight_decay", config.weight_decay)
+    try:
+        return found(parameters, lr=lr, **options)
+    except (TypeError, ValueError) as error:
+        raise TrainingError(f"optimizer: {config.name}: {error}") from error
+
+
+def _number(value: float) -> float | int:
+    # Some options count (history_size of LBFGS) and refuse 10.0.
+    return int(value) if float(value).is_integer() else value

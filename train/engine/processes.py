@@ -1,0 +1,107 @@
+"""The processes of a run: one by itself, or those that torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .errors import TrainingError
+
+_TIMEOUT = timedelta(hours=2)  # the others wait while the first process validates
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run.
+
+    Attributes:
+        rank: number of this process, from 0.
+        world_size: how many there are.
+        device: where this process computes.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and the log."""
+        return self.rank == 0
+
+    @property
+    def many(self) -> bool:
+        """Whether there are others."""
+        return self.world_size > 1
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.many:
+            dist.barrier()
+
+    def sums(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Add up scalars over all processes and fetch them: the one synchronisation of a step."""
+        stacked = torch.stack([value.detach().double() for value in values.values()])
+        if self.many:
+            dist.all_reduce(stacked)
+        return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """Return the device of a name; "auto" is a GPU if there is one.
+
+    Raises:
+        TrainingError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise TrainingError(
+            f"engine.device: expected auto, cpu, cuda or cuda:N, got {name!r}"
+        ) from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise TrainingError(f"engine.device: {name}: no GPU that this PyTorch can use")
+        if device.index is None:
+            device = torch.device("cuda", 0 if local_rank is None else local_rank)
+        count = torch.cuda.device_count()
+        if device.index >= count:
+            raise TrainingError(f"engine.device: {device}: there are {count} GPUs")
+    return device
+
+
+@contextmanager
+def processes(device: str) -> Iterator[Processes]:
+    """Join the processes that torchrun started, if it did, and leave them at the end.
+
+    Args:
+        device: setting of the device.
+
+    Raises:
+        TrainingError: there is no such device.
+    """
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        chosen = choose_device(device)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        yield Processes(0, 1, chosen)
+        return
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        dist.init_process_group("nccl", device_id=chosen, timeout=_TIMEOUT)
+    else:
+        dist.init_process_group("gloo", timeout=_TIMEOUT)
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size(), chosen)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,338 @@
+"""The loop: data, steps, log, validation and checkpoints, until the end or a request to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from dasr_ops.models.files import atomic_path
+
+from ..batch import Batch
+from ..config import TrainConfig
+from ..config_files import save_config, to_dict
+from ..data import BatchStream
+from ..synthesis import Synthesis
+from ..watch import RunLog, Validation
+from .checkpoints import Checkpoints, State
+from .errors import TrainingError
+from .interruption import Interruption, interruption
+from .learner import NONFINITE, Learner
+from .networks import export
+from .processes import Processes, processes
+
+EXIT_FAILURE = 1
+_STOP = "stop"
+# Settings that may differ when a run goes on: they do not change what is learnt, or say how long.
+_FREE = (
+    "run",
+    "data.workers",
+    "data.cache_bytes",
+    "engine.device",
+    "engine.threads",
+    "engine.compile",
+    "engine.recompute",
+    "schedule.iterations",
+    "start.",
+    "validation.",
+    "log.",
+    "checkpoint.",
+)
+
+
+def train(config: TrainConfig) -> int:
+    """Train to the end of the schedule, going on from the newest checkpoint in the run's folder.
+
+    Ctrl-C and SIGTERM are honoured after the present step: the state is saved, and the same call
+    goes on. Under torchrun each process calls this.
+
+    Args:
+        config: the run.
+
+    Returns:
+        An exit code: 0 finished, 1 failed (the reason is on the standard error and in the log),
+        130 after Ctrl-C, 143 after SIGTERM.
+    """
+    try:
+        with (
+            _numerics(config),
+            processes(config.engine.device) as group,
+            interruption() as asked,
+        ):
+            return Trainer(config, group, asked).run()
+    except TrainingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILURE
+
+
+class Trainer:
+    """One process of a run.
+
+    Args:
+        config: the run.
+        group: this process among those of the run.
+        asked: whether to stop.
+
+    Raises:
+        TrainingError: the run cannot start.
+    """
+
+    def __init__(self, config: TrainConfig, group: Processes, asked: Interruption) -> None:
+        self.config, self.group, self.asked = config, group, asked
+        self.log: RunLog | None = None
+        if not config.data.train:
+            raise TrainingError("data.train: expected at least one folder of pictures, got none")
+        self.checkpoints = Checkpoints(
+            config.run / "checkpoints", config.checkpoint.keep, self._warn
+        )
+        state = self.checkpoints.newest()
+        self.start = 0 if state is None else int(state["step"])
+        if state is not None:
+            self._check_settings(state)
+        self.learner = Learner(config, group)
+        self.stream = _open_stream(config, group, self.start)
+        if state is not None:
+            self._resume(state)
+        self.validation: Validation | None = None
+        if group.is_main and config.validation.pictures is not None:
+            with _explained("validation"):
+                self.validation = Validation(config, group.device)
+
+    def run(self) -> int:
+        """Run the loop; returns the exit code."""
+        config, total = self.config, self.config.schedule.iterations
+        try:
+            if self.start >= total:
+                self._say(f"{config.run} is at step {self.start} of {total}: nothing to do")
+                return 0
+            if self.group.is_main:
+                _prepare_folder(config)
+                self.log = RunLog(config.run, config.log, start=self.start, total=total)
+            if self.start:
+                self._say(f"going on from step {self.start}")
+            code = self._loop()
+        finally:
+            self.stream.close()
+            if self.log is not None:
+                self.log.close()
+        return code
+
+    def _loop(self) -> int:
+        config, total = self.config, self.config.schedule.iterations
+        batches = iter(self.stream)
+        saved = True
+        for step in range(self.start, total):
+            before = self.stream.wait_seconds
+            parts = self._next(batches)
+            wait = self.stream.wait_seconds - before
+            values = self.learner.gradients(parts, step)
+            values[_STOP] = torch.tensor(
+                float(self.asked.requested), device=self.group.device, dtype=torch.float64
+            )
+            sums = self.group.sums(values)
+            stop = sums.pop(_STOP) > 0
+            if sums.pop(NONFINITE) > 0:
+                self._fail(step, parts, sums)
+            self.learner.update(step)
+            done = step + 1
+            if self.log is not None:
+                means = {name: value / self.group.world_size for name, value in sums.items()}
+                means["lr"] = self.learner.learning_rate(step)
+                pictures = sum(map(len, parts)) * self.group.world_size
+                self.log.step(done, means, pictures=pictures, wait=wait)
+                if _due(done, config.log.images_every):
+                    self.log.pictures(done, *self._shown())
+            last = done == total
+            if last or _due(done, config.validation.every):
+                self._validate(done)
+            if last or stop or _due(done, config.checkpoint.every):
+                saved = self._save(done)
+            if stop and not last:
+                code = self.asked.exit_code
+                end = "the same command goes on from there" if saved else "it is not saved"
+                self._say(f"stopped at step {done}: {end}")
+                return code
+        return 0 if saved else EXIT_FAILURE
+
+    def _next(self, batches: Iterator[Batch]) -> list[Batch]:
+        try:
+            return [next(batches) for _ in range(self.config.engine.accumulate)]
+        except (RuntimeError, OSError) as error:
+            raise TrainingError(f"data: {error}") from error
+
+    def _shown(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        assert self.learner.shown is not None
+        return self.learner.shown
+
+    def _validate(self, step: int) -> None:
+        if self.validation is not None and self.log is not None:
+            restorer = self.learner.average.network
+            scores = self.validation.run(lambda lr: restorer(lr)[0])
+            self.log.validation(step, scores)
+        self.group.barrier()
+
+    def _state(self) -> State:
+        random: State = {"cpu": torch.get_rng_state()}
+        if self.group.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.group.device)
+        return {"random": random, "stream": self.stream.state_dict()}
+
+    def _save(self, step: int) -> bool:
+        """Write a checkpoint and the networks; returns whether that worked."""
+        # A checkpoint counts when the first process has written its own: it waits for the others.
+        error = None if self.group.is_main else self._write(step)
+        self.group.barrier()
+        if self.group.is_main:
+            error = self._write(step)
+        failed = torch.tensor(float(error is not None), device=self.group.device)
+        if error is not None:
+            older = self.checkpoints.steps()
+            kept = f"that of step {older[0]} is kept" if older else "there is no older one"
+            self._say(f"warning: the checkpoint of step {step} was not written: {error}; {kept}")
+        return self.group.sums({"failed": failed})["failed"] == 0
+
+    def _write(self, step: int) -> OSError | None:
+        """Write the files of this process; returns what went wrong."""
+        state, learner = self._state(), self.learner
+        try:
+            if not self.group.is_main:
+                self.checkpoints.save(step, state, self.group.rank)
+                return None
+            state |= {"config": to_dict(self.config), "learner": learner.state_dict()}
+            self.checkpoints.save(step, state)
+            metadata = {"step": str(step), "labels": self.config.degradation.labels}
+            export(self.config.run, learner.average.network, learner.discriminator, metadata)
+        except OSError as error:
+            return error
+        return None
+
+    def _check_settings(self, state: State) -> None:
+        if self.config.checkpoint.allow_changes:
+            return
+        changed = _changes(state["config"], to_dict(self.config))
+        if changed:
+            raise TrainingError(
+                f"{self.config.run} holds a run with other settings: {'; '.join(changed)}. Choose "
+                "another folder (--run), or accept the change (--checkpoint.allow-changes)"
+            )
+
+    def _resume(self, state: State) -> None:
+        try:
+            self.learner.load_state_dict(state["learner"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            details = " ".join(str(error).split())[:300]
+            raise TrainingError(
+                f"{self.config.run}: the checkpoint of step {self.start} does not fit the "
+                f"settings: {details}"
+            ) from error
+        part: State | None = state
+        if self.group.rank:
+            part = self.checkpoints.part(self.start, self.group.rank)
+        if part is None:
+            return  # the run had fewer processes: this one's pool begins empty
+        self.stream.load_state_dict(part["stream"])
+        torch.set_rng_state(part["random"]["cpu"])
+        if self.group.device.type == "cuda" and "cuda" in part["random"]:
+            torch.cuda.set_rng_state(part["random"]["cuda"], self.group.device)
+
+    def _fail(self, step: int, parts: list[Batch], sums: dict[str, float]) -> None:
+        """Save the state before the step and what made it fail, and give up."""
+        self._save(step)
+        path = self.config.run / f"failure_step_{step:08d}.rank{self.group.rank}.pt"
+        batches = [{name: t.cpu() for name, t in part.state_dict().items()} for part in parts]
+        try:
+            with atomic_path(path) as temporary:
+                torch.save({"step": step, "losses": sums, "batches": batches}, temporary)
+            where = f"the batch is in {path}"
+        except (OSError, RuntimeError) as error:
+            where = f"the batch could not be saved: {error}"
+        losses = ", ".join(
+            f"{name} {value / self.group.world_size:g}" for name, value in sums.items()
+        )
+        message = (
+            f"a loss or gradient is not finite in step {step} ({losses}). The state before it is "
+            f"saved, {where}. A lower optimizer.lr, optimizer.clip_norm = 1, or "
+            "engine.precision = bfloat16 or float32 may help (with --checkpoint.allow-changes)"
+        )
+        if self.log is not None:
+            self.log.message(f"error: {message}")
+        raise TrainingError(message)
+
+    def _say(self, text: str) -> None:
+        if self.log is not None:
+            self.log.message(text)
+        elif self.group.is_main:
+            print(text, file=sys.stderr)
+
+    def _warn(self, text: str) -> None:
+        if self.group.is_main:
+            self._say(f"warning: {text}")
+
+
+@contextlib.contextmanager
+def _numerics(config: TrainConfig) -> Iterator[None]:
+    """Set threads and determinism for the run, and put them back."""
+    deterministic = config.engine.deterministic
+    threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    if config.engine.threads:
+        torch.set_num_threads(config.engine.threads)
+    if deterministic:
+        # cuBLAS reads this when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic  # patches have one size
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn what a user can mend into a `TrainingError` that begins with ``what``."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise TrainingError(f"{what}: {error}") from error
+
+
+def _open_stream(config: TrainConfig, group: Processes, start: int) -> BatchStream:
+    with _explained("data"):
+        return BatchStream(
+            config,
+            Synthesis.from_config(config),
+            group.device,
+            start=start,
+            rank=group.rank,
+            world_size=group.world_size,
+        )
+
+
+def _prepare_folder(config: TrainConfig) -> None:
+    with _explained("run"):
+        config.run.mkdir(parents=True, exist_ok=True)
+        save_config(config, config.run / "config.yml")
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Name the settings that differ and may not, with both values."""
+    found = []
+    for name in sorted(old.keys() | new.keys()):
+        path = f"{prefix}{name}"
+        before, now = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += _changes(before, now, f"{path}.")
+        elif before != now and not any(path == f or path.startswith(f) for f in _FREE):
+            found.append(f"{path} was {before}, is {now}")
+    return found
