@@ -293,10 +293,16 @@ class FusedConv2d(nn.Conv2d):
         self.activation = activation
         self.negative_slope = negative_slope
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve ``input`` [B, I, H, W] to [B, O, H', W']."""
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Convolve ``input`` [B, I, H, W] to [B, O, H', W'].
+
+        Args:
+            input: images.
+            residual: of the shape of the result, added to it behind the activation.
+        """
         if not self._is_faster_fused(input):
-            return self._activate(super().forward(input))
+            output = self._activate(super().forward(input))
+            return output if residual is None else output + residual
         # One expert, and for every image all of it.
         return dynamic_conv2d(
             input,
@@ -309,6 +315,7 @@ class FusedConv2d(nn.Conv2d):
             self.groups,
             activation=self.activation,
             negative_slope=self.negative_slope,
+            residual=residual,
         )
 
     def _is_faster_fused(self, input: Tensor) -> bool:

@@ -202,11 +202,16 @@ def test_discriminator_returns_a_map_and_uses_its_skips():
         with_skips(torch.rand(2, 3, 12, 16))
 
 
-def test_discriminator_is_the_official_one():
+@pytest.mark.parametrize("shape", [(2, 3, 16, 8), (2, 3, 64, 72)], ids=str)
+def test_discriminator_is_the_official_one(shape: tuple[int, ...]):
+    """The larger pictures are those that CPU kernels take."""
     torch.manual_seed(0)
-    net, x = UNetDiscriminatorSN(num_feat=4), torch.rand(2, 3, 16, 8)
+    net, x = UNetDiscriminatorSN(num_feat=4), torch.rand(shape)
     net(x)  # fresh u and v are random: one step brings them near the singular vectors
-    state = net.eval().state_dict()
+    state = {name: tensor.double() for name, tensor in net.eval().state_dict().items()}
+    parameters = dict(net.named_parameters())
+    for name in parameters:
+        state[name].requires_grad_()
 
     def conv(t: Tensor, name: str, stride: int = 1) -> Tensor:
         weight, u, v = (state[f"{name}.weight_{part}"] for part in ("orig", "u", "v"))
@@ -217,7 +222,7 @@ def test_discriminator_is_the_official_one():
         size = (2 * t.shape[2], 2 * t.shape[3])
         return F.interpolate(t, size=size, mode="bilinear", align_corners=False)
 
-    first = F.conv2d(x, state["conv0.weight"], state["conv0.bias"], padding=1)
+    first = F.conv2d(x.double(), state["conv0.weight"], state["conv0.bias"], padding=1)
     downs = [torch.where(first > 0, first, 0.2 * first)]
     for name in ("conv1", "conv2", "conv3"):
         downs.append(conv(downs[-1], name, stride=2))
@@ -226,7 +231,13 @@ def test_discriminator_is_the_official_one():
         out = conv(up(out), name) + downs.pop()
     out = conv(conv(out, "conv7"), "conv8")
     expected = F.conv2d(out, state["conv9.weight"], state["conv9.bias"], padding=1)
-    torch.testing.assert_close(net(x), expected, rtol=TOLERANCE, atol=TOLERANCE)
+    got = net(x)
+    torch.testing.assert_close(got.double(), expected, rtol=TOLERANCE, atol=TOLERANCE)
+    ours = torch.autograd.grad(got.square().mean(), list(parameters.values()))
+    theirs = torch.autograd.grad(expected.square().mean(), [state[n] for n in parameters])
+    for name, a, b in zip(parameters, ours, theirs, strict=True):
+        error = (a.double() - b).norm() / b.norm()
+        assert error <= TOLERANCE, (name, error.item())
 
 
 def test_discriminator_is_spectrally_normalised():

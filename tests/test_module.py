@@ -104,6 +104,7 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(
     "kwargs",
@@ -116,7 +117,7 @@ ACTIVATIONS = {
     ids=str,
 )
 def test_fused_convolution_is_a_convolution_and_its_activation(
-    kwargs: dict, activation: str | None, backend: str
+    kwargs: dict, activation: str | None, residual: bool, backend: str
 ) -> None:
     torch.manual_seed(0)
     fused = FusedConv2d(6, 8, activation=activation, negative_slope=0.2, **kwargs)
@@ -126,11 +127,15 @@ def test_fused_convolution_is_a_convolution_and_its_activation(
     x = torch.randn(2, 6, 33, 32)  # large enough for kernels of our own
     x_exact = x.double().requires_grad_()
     want = exact(x_exact)
-    grads = torch.autograd.grad(want.square().sum(), [x_exact, *plain.parameters()])
-    x.requires_grad_()
+    inputs, inputs_exact = [x.requires_grad_()], [x_exact]
+    if residual:
+        inputs.append(torch.randn(want.shape, requires_grad=True))
+        inputs_exact.append(inputs[1].detach().double().requires_grad_())
+        want = want + inputs_exact[1]
+    grads = torch.autograd.grad(want.square().sum(), [*inputs_exact, *plain.parameters()])
     with dasr_ops.use_backend(backend):
-        got = fused(x)
-        parameters = [x, *fused.parameters()]
+        got = fused(*inputs)
+        parameters = [*inputs, *fused.parameters()]
         got_grads = torch.autograd.grad(got.square().sum(), parameters)
     assert max_error(got, want) <= 3e-6
     for ours, theirs in zip(got_grads, grads, strict=True):
