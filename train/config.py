@@ -7,6 +7,7 @@ Every field is one of YAML presets and of the command line (`--loss.gan.weight 0
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -15,9 +16,13 @@ from .degradations import LEVELS
 from .degradations.labels import NUM_LABELS
 
 
+class ConfigError(ValueError):
+    """Settings that make no sense; the message is one line and names the field."""
+
+
 def _require(name: str, holds: bool, expected: str, value: object) -> None:
     if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+        raise ConfigError(f"{name}: expected {expected}, got {value!r}")
 
 
 def _at_least(owner: str, config: object, low: float, *names: str) -> None:
@@ -30,6 +35,10 @@ def _share(owner: str, config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         _require(f"{owner}.{name}", 0 <= value <= 1, "a number in 0..1", value)
+
+
+def _weights(values: Iterable[float]) -> bool:
+    return all(0 <= value < math.inf for value in values)
 
 
 @dataclass
@@ -66,6 +75,10 @@ class StartConfig:
     kernels every expert then copies. The sizes of the network must agree."""
     discriminator: Path | None = None
     """Weights of the discriminator (.pth)."""
+
+    def __post_init__(self) -> None:
+        count = len(self.weights)
+        _require("start.weights", count <= 2, "one or two files", count)
 
 
 @dataclass
@@ -127,7 +140,7 @@ class LevelWeights:
 
     def __post_init__(self) -> None:
         weights = list(vars(self).values())
-        valid = min(weights) >= 0 and 0 < sum(weights) < math.inf
+        valid = _weights(weights) and sum(weights) > 0
         _require("degradation.levels", valid, "weights >= 0, not all 0", vars(self))
 
     def drawn(self) -> dict[str, float]:
@@ -174,6 +187,10 @@ class RegressionLossConfig:
         _require(
             "loss.regression.entries", count in (0, NUM_LABELS), f"{NUM_LABELS} numbers", count
         )
+        _require("loss.regression.entries", _weights(self.entries), "weights >= 0", self.entries)
+
+
+_VGG_LAYERS = {"vgg19": (2, 2, 4, 4, 4), "vgg16_hed": (2, 2, 3, 3, 3)}  # in each block
 
 
 @dataclass
@@ -197,6 +214,21 @@ class PerceptualLossConfig:
     """Kind of difference."""
     usm: bool = True
     """Compare with the sharpened ground truth."""
+
+    def __post_init__(self) -> None:
+        expected = f"one of {sorted(_VGG_LAYERS)}"
+        _require("loss.perceptual.network", self.network in _VGG_LAYERS, expected, self.network)
+        known = [
+            f"conv{block}_{layer}"
+            for block, count in enumerate(_VGG_LAYERS[self.network], 1)
+            for layer in range(1, count + 1)
+        ]
+        unknown = sorted(set(self.layers) - set(known))
+        expected = f"layers of {self.network}, {known[0]} .. {known[-1]}"
+        _require("loss.perceptual.layers", not unknown, expected, unknown)
+        weights = list(self.layers.values())
+        valid = _weights(weights) and (not weights or sum(weights) > 0)
+        _require("loss.perceptual.layers", valid, "weights >= 0, not all 0", self.layers)
 
 
 @dataclass
@@ -261,6 +293,13 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _at_least("optimizer", self, 0, "lr", "discriminator_lr", "weight_decay", "clip_norm")
+        valid = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        _require("optimizer.betas", valid, "two numbers >= 0 and below 1", self.betas)
+        fields = sorted({"lr", "betas", "weight_decay", "params"} & set(self.options))
+        expected = "options that have no field of their own"
+        _require("optimizer.options", not fields, expected, fields)
+        valid = all(math.isfinite(value) for value in self.options.values())
+        _require("optimizer.options", valid, "finite numbers", self.options)
 
 
 @dataclass
@@ -269,7 +308,7 @@ class ScheduleConfig:
 
     iterations: int = 500_000
     """Steps of the optimiser."""
-    kind: Literal["multistep", "cosine", "constant"] = "multistep"
+    kind: Literal["multistep", "cosine", "constant"] = "constant"
     """multistep: times `gamma` at each milestone. cosine: down to `final` along half a cosine."""
     milestones: tuple[int, ...] = (400_000,)
     """Steps of multistep."""
@@ -317,7 +356,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _at_least("engine", self, 1, "accumulate")
         _at_least("engine", self, 0, "threads")
-        _share("engine", self, "ema")
+        _require("engine.ema", 0 <= self.ema < 1, "0 or more, below 1", self.ema)
 
 
 @dataclass
@@ -413,9 +452,17 @@ class TrainConfig:
         for name in ("patch_size", "source_size"):
             value, scale = getattr(self.data, name), self.network.upscale
             _require(f"data.{name}", value % scale == 0, f"a multiple of {scale}", value)
-        gan = self.loss.gan
-        if gan.weight and self.data.patch_size % 8:
-            raise ValueError(
-                "data.patch_size: expected a multiple of 8 for the discriminator, "
-                f"got {self.data.patch_size}"
-            )
+        loss, kind = self.loss, self.network.kind
+        if loss.gan.weight:
+            valid = self.data.patch_size % 8 == 0
+            expected = "a multiple of 8 for the discriminator"
+            _require("data.patch_size", valid, expected, self.data.patch_size)
+        weights = [loss.pixel.weight, loss.gan.weight]
+        weights += [loss.perceptual.weight, loss.perceptual.style_weight]
+        if kind == "dasr":
+            weights.append(loss.regression.weight)
+        expected = "a weight above 0 that trains the network"
+        _require("loss", any(weights), expected, "none")
+        if kind == "srresnet":
+            count = len(self.start.weights)
+            _require("start.weights", count <= 1, "one file for network.kind = srresnet", count)
