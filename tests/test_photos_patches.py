@@ -140,9 +140,11 @@ def test_a_folder_without_pictures_is_an_error(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"nonsense")
     with (
         pytest.warns(UserWarning, match=r"skipping .*bad\.png"),
-        pytest.raises(ValueError, match="found 1 picture files, none usable"),
+        pytest.raises(
+            RuntimeError, match=r"none of the 1 pictures can be used \(.*bad\.png: not a"
+        ),
     ):
-        PatchDataset(tmp_path)
+        PatchDataset(tmp_path)[0]
     with pytest.raises(ValueError, match="root: expected a folder"):
         PatchDataset(tmp_path / "nowhere")
 
