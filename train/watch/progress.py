@@ -88,8 +88,7 @@ class Progress:
         self._lr = values.get("lr", self._lr)
         self._smoothed.add({name: value for name, value in values.items() if name != "lr"})
         if self._bar is not None:
-            if step - self._step + self._bar.n - self._bar.last_print_n >= self._bar.miniters:
-                self._bar.set_postfix_str(self._text(_IN_BAR), refresh=False)
+            self._bar.set_postfix_str(self._text(_IN_BAR), refresh=False)
             self._bar.update(step - self._step)
         self._step = step
 

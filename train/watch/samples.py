@@ -229,10 +229,8 @@ def open_folder(
             return PairSet({PAIRS: lr}, gt, scale, suffix=suffix)
         made = {path.parent.name: path for path in folder.glob("*/lr") if path.is_dir()}
         if made:
-            order = [
-                *(level for level in LEVELS if level in made),
-                *sorted(set(made) - set(LEVELS)),
-            ]
+            known = [level for level in LEVELS if level in made]
+            order = [*known, *sorted(set(made) - set(known))]
             return PairSet({level: made[level] for level in order}, gt, scale, suffix=suffix)
     return DegradedSet(
         folder, levels, scale, draws=draws, seed=seed, scheme=scheme, cache_bytes=cache_bytes
@@ -241,11 +239,8 @@ def open_folder(
 
 def sample_seed(name: str, level: str, draw: int = 0, seed: int = 0) -> int:
     """Return the seed of one degradation, a hash of its name (0 .. 2**63 - 1)."""
-    text = "\0".join((name, level, str(draw), str(seed)))
-    return (
-        int.from_bytes(hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:8], "big")
-        >> 1
-    )
+    text = "\0".join((name, level, str(draw), str(seed))).encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
 def read_vector(path: Path) -> Tensor | None:

@@ -39,7 +39,7 @@ class Board:
         message: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._folder, self._start = folder, start
+        self._folder, self._start, self._opened = folder, start, False
         self._guard, self._clock = guard, clock
         self._writer: Any = None
         self._next_try = clock()
@@ -77,12 +77,15 @@ class Board:
                     broken.close()
 
     def _open(self) -> Any:
-        again = self._start > 0 or any(self._folder.glob("events.out.tfevents.*"))
-        return self._class(
+        before = self._start > 0 or any(self._folder.glob("events.out.tfevents.*"))
+        hide = before and not self._opened  # not what this process itself has written
+        writer = self._class(
             str(self._folder),
-            purge_step=self._start + 1 if again else None,
+            purge_step=self._start + 1 if hide else None,
             flush_secs=_FLUSH_SECONDS,
         )
+        self._opened = True
+        return writer
 
 
 def _summary_writer(message: Callable[[str], None]) -> Any:
