@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
@@ -13,6 +14,7 @@ from .guard import Stream
 
 _SMOOTHING = 0.98
 _LINE_SECONDS = 30.0
+_COLUMNS = 120
 _IN_BAR = 3  # values shown on a terminal beside the learning rate
 
 
@@ -78,7 +80,7 @@ class Progress:
                 initial=start,
                 unit="step",
                 file=self._stream,  # type: ignore[arg-type]
-                dynamic_ncols=True,
+                **_width(self._stream),
                 mininterval=0.5,
                 smoothing=0.05,
             )
@@ -140,6 +142,15 @@ class Progress:
         if done <= 0:
             return math.inf
         return (self._clock() - self._began) / done * (self._total - self._step)
+
+
+def _width(stream: Stream) -> dict[str, int | bool]:
+    """Return tqdm's arguments; some terminals (of containers, serial lines) say that they have 0."""
+    try:
+        known = os.get_terminal_size(stream.fileno()).columns > 0
+    except (OSError, ValueError, AttributeError):
+        known = False
+    return {"dynamic_ncols": True} if known else {"ncols": _COLUMNS}
 
 
 def _short(value: float) -> str:
