@@ -1,0 +1,166 @@
+"""ST-LPIPS: a learned perceptual distance that shifts by a pixel hardly change.
+
+Ghildyal and Liu, "Shift-tolerant Perceptual Similarity Metric", ECCV 2022: features of an AlexNet
+whose strides were replaced by blurred ones, normalised over channels, their squared differences
+weighted and averaged. The network is written here; the weights are those of the package
+stlpips-pytorch (BSD 2-clause), whose code is not imported: it would need torchvision and IPython.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PACKAGE = "stlpips_pytorch"
+_FILE = Path("weights") / "vST0.0" / "alex_shift_tolerant.pth"
+# Name in the file, channels in and out, side of the kernel. The file numbers layers through.
+_LAYERS = (
+    ("net.slice1.0", 3, 64, 11),
+    ("net.slice2.5", 64, 192, 5),
+    ("net.slice3.9", 192, 384, 3),
+    ("net.slice4.11", 384, 256, 3),
+    ("net.slice5.13", 256, 256, 3),
+)
+_EPSILON = 1e-10
+
+LEAST_SIDE = 21
+"""Pixels a side below which the blur of the third layer has nothing to reflect."""
+
+
+class MissingWeightsError(ImportError):
+    """The weights of the distance are not installed, or not those expected; one line."""
+
+
+def find_weights() -> Path:
+    """Return the file of the weights in the installed package, without importing it.
+
+    Raises:
+        MissingWeightsError: the package is not installed, or has no such file.
+    """
+    try:
+        spec = importlib.util.find_spec(PACKAGE)
+    except (ImportError, ValueError):
+        spec = None
+    folders = [] if spec is None else [Path(p) for p in spec.submodule_search_locations or ()]
+    for folder in folders:
+        if (folder / _FILE).is_file():
+            return folder / _FILE
+    reason = "is not installed" if spec is None else f"has no {_FILE.as_posix()}"
+    raise MissingWeightsError(
+        f"the perceptual distance needs the weights of stlpips-pytorch, which {reason}: "
+        "pip install 'dasr-ops[train]'"
+    )
+
+
+class PerceptualDistance(nn.Module):
+    """ST-LPIPS with the AlexNet trunk; 0 for equal pictures, more is worse.
+
+    Args:
+        weights: alex_shift_tolerant.pth of stlpips-pytorch; default: of the installed package.
+
+    Raises:
+        MissingWeightsError: there is no such file, or its contents are others.
+    """
+
+    def __init__(self, weights: Path | None = None) -> None:
+        super().__init__()
+        path = find_weights() if weights is None else Path(weights)
+        state = _read(path)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(inputs, outputs, side, padding=2 if side > 3 else 1)
+            for _, inputs, outputs, side in _LAYERS
+        )
+        self.importance = nn.ParameterList(torch.empty(c) for _, _, c, _ in _LAYERS)
+        self.register_buffer("shift", _take(path, state, "scaling_layer.shift", (1, 3, 1, 1)))
+        self.register_buffer("scale", _take(path, state, "scaling_layer.scale", (1, 3, 1, 1)))
+        with torch.no_grad():
+            for index, (name, _, channels, _) in enumerate(_LAYERS):
+                layer = self.convolutions[index]
+                layer.weight.copy_(_take(path, state, f"{name}.weight", layer.weight.shape))
+                layer.bias.copy_(_take(path, state, f"{name}.bias", layer.bias.shape))
+                key = f"lin{index}.model.1.weight"
+                self.importance[index].copy_(_take(path, state, key, (1, channels, 1, 1)).view(-1))
+        self.requires_grad_(False).eval()
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Return the distance of each pair, float32 [B].
+
+        Memory: about 700 bytes for each pixel of a picture.
+
+        Args:
+            pred: float [B, 3, H, W] in 0..1, H and W at least 21.
+            target: the same shape.
+
+        Raises:
+            TypeError, ValueError: not as described.
+        """
+        for name, value in (("pred", pred), ("target", target)):
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                kind = getattr(value, "dtype", type(value).__name__)
+                raise TypeError(f"{name}: expected a floating tensor in 0..1, got {kind}")
+            if value.dim() != 4 or value.shape[1] != 3 or min(value.shape[2:]) < LEAST_SIDE:
+                raise ValueError(
+                    f"{name}: expected shape [B, 3, H, W], H and W at least {LEAST_SIDE}, "
+                    f"got {list(value.shape)}"
+                )
+        if pred.shape != target.shape:
+            raise ValueError(
+                f"pred: expected {list(target.shape)} as target, got {list(pred.shape)}"
+            )
+        a, b = self._scaled(pred), self._scaled(target)
+        distance = a.new_zeros(len(a))
+        for index, importance in enumerate(self.importance):
+            a, b = self._layer(index, a), self._layer(index, b)
+            difference = (_normalised(a) - _normalised(b)).square_()
+            distance += torch.einsum("bchw,c->b", difference, importance) / (
+                difference.shape[2] * difference.shape[3]
+            )
+        return distance
+
+    def _scaled(self, picture: Tensor) -> Tensor:
+        return ((2 * picture.to(self.shift) - 1) - self.shift) / self.scale
+
+    def _layer(self, index: int, features: Tensor) -> Tensor:
+        """Return the features of a layer after its ReLU from those of the layer before."""
+        if index in (1, 2):
+            features = _halved(F.max_pool2d(features, 3, stride=1))
+        features = self.convolutions[index](features)
+        return F.relu(_halved(features) if index == 0 else features)
+
+
+def _halved(features: Tensor) -> Tensor:
+    """Blur by the binomial [1, 2, 1] along both axes and keep every second pixel."""
+    taps = features.new_tensor([0.25, 0.5, 0.25])
+    kernel = torch.outer(taps, taps).expand(features.shape[1], 1, 3, 3)
+    padded = F.pad(features, (2, 2, 2, 2), mode="reflect")
+    return F.conv2d(padded, kernel, stride=2, groups=features.shape[1])
+
+
+def _normalised(features: Tensor) -> Tensor:
+    return features / (features.norm(dim=1, keepdim=True) + _EPSILON)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise MissingWeightsError(f"{path} cannot be read: {reason}") from None
+    if not isinstance(state, dict):
+        raise MissingWeightsError(f"{path}: expected a state dict, got {type(state).__name__}")
+    return state
+
+
+def _take(
+    path: Path, state: dict[str, Tensor], key: str, shape: tuple[int, ...] | torch.Size
+) -> Tensor:
+    tensor = state.get(key)
+    if not isinstance(tensor, Tensor) or tensor.shape != torch.Size(shape):
+        got = "nothing" if not isinstance(tensor, Tensor) else list(tensor.shape)
+        raise MissingWeightsError(f"{path}: {key}: expected shape {list(shape)}, got {got}")
+    return tensor.float()
