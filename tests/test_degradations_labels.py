@@ -158,7 +158,7 @@ def test_a_quantity_has_one_label_whatever_the_level():
         assert a[0, index] == b[0, index]
 
 
-@pytest.mark.parametrize("level", ["clean", "weak", "standard", TWO_STAGES])
+@pytest.mark.parametrize("level", ["clean", "weak", "standard", "severe", TWO_STAGES])
 def test_labels_lie_in_the_unit_range_and_one_hots_are_one_hot(level):
     v = labels(draw(level, 500))
     assert v.min() >= 0 and v.max() <= 1
@@ -170,24 +170,47 @@ def test_labels_lie_in_the_unit_range_and_one_hots_are_one_hot(level):
     assert bool((kinds <= 1).all()) and bool((v[kinds == 0, 18] == 0).all())
 
 
-@pytest.mark.parametrize("level", ["clean", "weak", "standard", TWO_STAGES])
-def test_decode_gives_the_parameters_back(level):
-    record = draw(level, 200, seed=3)
+MODES = ("area", "bilinear", "bicubic")
+
+
+def assert_stage(mine, stage, i, close):
+    assert mine.kernel_size == stage.blur_size[i]
+    assert mine.sigma_x == pytest.approx(stage.blur_sigma[i, 0].item(), **close)
+    assert mine.sigma_y == pytest.approx(stage.blur_sigma[i, 1].item(), **close)
+    assert mine.rotation == pytest.approx(stage.blur_rotation[i].item(), **close)
+    assert mine.scale == pytest.approx(stage.scale[i].item(), **close)
+    mode = stage.resize_mode[i].item()
+    assert mine.mode == (None if mode < 0 else MODES[mode])
+    assert mine.noise == (None, "gaussian", "poisson")[stage.noise_kind[i]]
+    assert mine.noise_level == pytest.approx(stage.noise_level[i].item(), **close)
+    assert mine.noise_grey == stage.noise_grey[i].item()
+    quality = stage.jpeg_quality[i].item()
+    assert mine.jpeg_quality == (None if quality == 100 else quality)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "level"),
+    [
+        *(("unified", level) for level in ("clean", "weak", "standard", "severe", TWO_STAGES)),
+        *(("official", level) for level in ("clean", "clean_area", "weak", "standard", "severe")),
+    ],
+)
+def test_decode_gives_the_parameters_back(scheme, level):
+    record = draw(level, 400, seed=3)
     close = dict(rel=0, abs=2e-6 * math.pi)  # one float32 rounding of a range of up to 2 pi
-    for i, decoded in enumerate(decode(labels(record))):
-        for mine, stage in ((decoded.stage1, record.stage1), (decoded.stage2, record.stage2)):
-            assert mine.kernel_size == stage.blur_size[i]
-            assert mine.sigma_x == pytest.approx(stage.blur_sigma[i, 0].item(), **close)
-            assert mine.sigma_y == pytest.approx(stage.blur_sigma[i, 1].item(), **close)
-            assert mine.rotation == pytest.approx(stage.blur_rotation[i].item(), **close)
-            assert mine.scale == pytest.approx(stage.scale[i].item(), **close)
-            mode = stage.resize_mode[i].item()
-            assert mine.mode == (None if mode < 0 else ("area", "bilinear", "bicubic")[mode])
-            assert mine.noise == (None, "gaussian", "poisson")[stage.noise_kind[i]]
-            assert mine.noise_level == pytest.approx(stage.noise_level[i].item(), **close)
-            assert mine.noise_grey == stage.noise_grey[i].item()
-            quality = stage.jpeg_quality[i].item()
-            assert mine.jpeg_quality == (None if quality == 100 else quality)
+    v = labels(record, scheme)
+    given = level if scheme == "official" else None
+    for i, decoded in enumerate(decode(v, scheme, given)):
+        second_blur = record.stage2.blur_sigma[i, 0].item() > 0
+        if scheme == "official" and record.has_stage2[i]:
+            if not second_blur and v[i, 9] >= 0.95:
+                continue  # an omega that reads as the flag of the second blur
+            if second_blur and record.sinc_size[i]:
+                assert decoded.sinc_omega is None
+                record.sinc_omega[i] = math.pi
+                decoded = replace(decoded, sinc_omega=math.pi)
+        assert_stage(decoded.stage1, record.stage1, i, close)
+        assert_stage(decoded.stage2, record.stage2, i, close)
         size = record.sinc_size[i].item()
         assert decoded.sinc_size == (size or None)
         assert decoded.sinc_omega == pytest.approx(record.sinc_omega[i].item(), **close)
@@ -196,7 +219,7 @@ def test_decode_gives_the_parameters_back(level):
             assert decoded.order == ("sinc_then_jpeg" if last else "jpeg_then_sinc")
         else:
             assert decoded.order is None
-        assert decoded.final_mode == ("area", "bilinear", "bicubic")[record.final_mode[i]]
+        assert decoded.final_mode == MODES[record.final_mode[i]]
 
 
 def test_decode_bounds_predictions():
@@ -214,6 +237,81 @@ def test_decode_bounds_predictions():
     assert low.stage1.noise is None and low.stage1.noise_level == 0 and low.order is None
 
 
+def official(*arguments, level, **options):
+    record = params(*arguments, **options)
+    record.level = (level,)
+    return labels(record, "official")
+
+
+def assert_row(v, expected):
+    flat = torch.tensor([x for group in expected for x in group])
+    torch.testing.assert_close(v[0], flat, rtol=0, atol=2**-22)
+
+
+def test_official_labels_of_one_stage_have_zeros_for_the_second():
+    first = one_stage(14 + 7, (0.5, 0.2), math.pi / 2, 1.2, 2, 1, 5.5, True, 90)
+    expected = [
+        [1, 0.5, 0, 0.75],
+        [0, 0, 0, 0],
+        [0, 0],
+        [1, 0, 0, 1],
+        [0, 0, 0, 0],
+        [0.5, 1, 1, 0],
+        [0, 0, 0, 0],
+        [0, 0],
+        [0, 0],
+        [0, 1, 0],
+    ]
+    assert_row(official(first, final=1, level="weak"), expected)
+    # The same quantities, read by the ranges of another level.
+    expected[0] = [1, 0.3 / 1.3, 0, 0.75]
+    expected[5][0] = 4.5 / 19
+    expected[7] = [40 / 45, 0]
+    assert_row(official(first, final=1, level="standard"), expected)
+
+
+def test_official_labels_of_two_stages():
+    first = one_stage(9, (3.0, 1.6), 0.0, 0.15, 0, 2, 3.0, False, 30)
+    second = one_stage(21, (0.2, 1.5), -math.pi, 1.0, 1, 1, 13.0, True, 95)
+    expected = [
+        [1 / 7, 1, 0.5, 0.5],
+        [1, 0, 1, 0],
+        [3 / 7, 1],  # the flag of the second blur in place of omega
+        [0, 1, 0, 0],
+        [0.7 / 0.9, 0, 1, 0],
+        [1, 0, 0, 1],
+        [0.5, 1, 1, 0],
+        [0, 1],
+        [1, 0],
+        [0, 0, 1],
+    ]
+    common = dict(two=True, last=True, final=2, level="severe")
+    assert_row(official(first, second, sinc=(13, math.pi / 2), **common), expected)
+    expected[2] = [-0.5, 1]
+    assert_row(official(first, second, **common), expected)
+    second.blur_sigma, second.blur_size = torch.zeros(1, 2), torch.tensor([7])
+    expected[1], expected[2] = [4 / 7, 0.5, 0.5, 0.5], [-0.5, -0.5]
+    assert_row(official(first, second, **common), expected)
+    expected[2] = [3 / 7, 0.25]
+    assert_row(official(first, second, sinc=(13, math.pi / 2), **common), expected)
+    expected[8] = [0, 1]
+    common["last"] = False
+    assert_row(official(first, second, sinc=(13, math.pi / 2), **common), expected)
+
+
+def test_official_labels_need_a_known_level():
+    with pytest.raises(ValueError, match=r"scheme 'official' has ranges for .*, got 'custom'"):
+        labels(draw(TWO_STAGES, 1), "official")
+    v = labels(draw({"weak": 1, "severe": 1}, 4), "official")
+    with pytest.raises(ValueError, match="level: expected the level whose ranges"):
+        decode(v, "official")
+    with pytest.raises(ValueError, match="level: expected 4 names, one for each row, got 3"):
+        decode(v, "official", ["weak"] * 3)
+    with pytest.raises(ValueError, match="got 'heavy'"):
+        decode(v, "official", "heavy")
+    assert labels(draw("severe", 0), "official").shape == (0, 33)
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"v: expected shape \[B, 33\], got \[33\]"):
         decode(torch.zeros(33))
@@ -221,5 +319,7 @@ def test_bad_arguments_are_named():
         decode(torch.zeros(1, 33, dtype=torch.int64))
     with pytest.raises(ValueError, match="finite"):
         decode(torch.full((1, 33), math.nan))
-    with pytest.raises(ValueError, match=r"scheme: expected one of \['unified'\], got 'other'"):
+    with pytest.raises(
+        ValueError, match=r"scheme: expected one of \['official', 'unified'\], got 'other'"
+    ):
         labels(draw("weak", 1), scheme="other")

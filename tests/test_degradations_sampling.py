@@ -8,16 +8,28 @@ import pytest
 import torch
 from scipy import stats
 
-from dasr_ops.train.degradations import LEVELS, TRAINING_MIX, Level, Sinc, sample
+from dasr_ops.train.degradations import (
+    LEVELS,
+    TRAINING_MIX,
+    Level,
+    Sinc,
+    sample,
+    sample_seeds,
+)
 from dasr_ops.train.degradations.levels import NO_JPEG
 
 N = 20000
 
-# The paper's table again: sigma, scale, up / down / keep, Gaussian, Poisson, JPEG quality.
+# The paper's table again: sigma, scale, up / down / keep, Gaussian, Poisson, JPEG quality, blur.
 PAPER = {
-    "weak": ((0.2, 0.8), (0.85, 1.2), (0.1, 0.2, 0.7), (1, 10), (0.05, 0.5), (90, 95)),
-    "standard": ((0.2, 1.5), (0.5, 1.2), (0.3, 0.4, 0.3), (1, 20), (0.05, 1.5), (50, 95)),
+    "weak": [((0.2, 0.8), (0.85, 1.2), (0.1, 0.2, 0.7), (1, 10), (0.05, 0.5), (90, 95), 1.0)],
+    "standard": [((0.2, 1.5), (0.5, 1.2), (0.3, 0.4, 0.3), (1, 20), (0.05, 1.5), (50, 95), 1.0)],
+    "severe": [
+        ((0.2, 3.0), (0.15, 1.5), (0.2, 0.7, 0.1), (1, 30), (0.05, 3.0), (30, 95), 1.0),
+        ((0.2, 1.5), (0.3, 1.2), (0.3, 0.4, 0.3), (1, 25), (0.05, 2.5), (30, 95), 0.8),
+    ],
 }
+STAGES = [(name, number) for name, stages in PAPER.items() for number in range(len(stages))]
 TWO_STAGES = Level(
     replace(LEVELS["standard"].stage1, blur_sigma=(0.2, 3.0)),
     replace(LEVELS["weak"].stage1, blur_prob=0.8, scale=(0.3, 1.2)),
@@ -49,15 +61,20 @@ def assert_equally_often(values, expected):
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("name", sorted(PAPER))
-def test_a_level_has_the_distributions_of_the_paper(name):
-    sigma, scale, directions, gaussian, poisson, quality = PAPER[name]
-    s = draw(name).stage1
+@pytest.mark.parametrize(("name", "number"), STAGES)
+def test_a_level_has_the_distributions_of_the_paper(name, number):
+    sigma, scale, directions, gaussian, poisson, quality, blurs = PAPER[name][number]
+    params = draw(name)
+    s = (params.stage1, params.stage2)[number]
+    assert bool((params.has_stage2 == (len(PAPER[name]) == 2)).all())
 
-    assert_equally_often(s.blur_size, np.arange(7, 22, 2))
-    assert_uniform(s.blur_sigma[:, 0], *sigma)
+    blurred = s.blur_sigma[:, 0] > 0
+    assert_share(blurred, blurs)
+    assert bool((s.blur_size[~blurred] == 7).all()) and not s.blur_sigma[~blurred].any()
+    assert_equally_often(s.blur_size[blurred], np.arange(7, 22, 2))
+    assert_uniform(s.blur_sigma[blurred, 0], *sigma)
     isotropic = s.blur_sigma[:, 0] == s.blur_sigma[:, 1]
-    assert_share(isotropic, 0.65)
+    assert_share(isotropic[blurred], 0.65)
     assert bool((s.blur_rotation[isotropic] == 0).all())
     assert_uniform(s.blur_sigma[~isotropic, 1], *sigma)
     assert_uniform(s.blur_rotation[~isotropic], -math.pi, math.pi)
@@ -66,8 +83,11 @@ def test_a_level_has_the_distributions_of_the_paper(name):
         assert_share(flags, share)
     assert_uniform(s.scale[s.scale > 1], 1, scale[1])
     assert_uniform(s.scale[s.scale < 1], scale[0], 1)
-    assert bool(((s.resize_mode == -1) == (s.scale == 1)).all())
-    assert_equally_often(s.resize_mode[s.scale != 1], [0, 1, 2])
+    if number == 0:
+        assert bool(((s.resize_mode == -1) == (s.scale == 1)).all())
+        assert_equally_often(s.resize_mode[s.scale != 1], [0, 1, 2])
+    else:  # to a multiple of the final size, even where the scale is kept
+        assert_equally_often(s.resize_mode, [0, 1, 2])
 
     assert_share(s.noise_kind == 1, 0.5)
     assert_share(s.noise_kind == 2, 0.5)
@@ -76,6 +96,8 @@ def test_a_level_has_the_distributions_of_the_paper(name):
     assert_share(s.noise_grey, 0.4)
     assert_equally_often(s.jpeg_quality, np.arange(quality[0], quality[1] + 1))
     assert len(s.noise_seed.unique()) == N
+    assert_equally_often(params.final_mode, [0, 1, 2])
+    assert not params.final_antialias.any()
 
 
 def test_one_stage_levels_have_no_second_stage():
@@ -102,16 +124,20 @@ def test_clean_levels_do_nothing_but_the_final_resize(name, mode, antialias):
     assert bool((params.final_antialias == antialias).all())
 
 
-def test_a_level_with_two_stages_and_sinc():
-    params = draw(TWO_STAGES)
-    assert params.level[0] == "custom" and bool(params.has_stage2.all())
+@pytest.mark.parametrize("level", [TWO_STAGES, "severe"], ids=["custom", "severe"])
+def test_a_level_with_two_stages_and_sinc(level):
+    params = draw(level)
+    name = level if isinstance(level, str) else "custom"
+    assert params.level[0] == name and bool(params.has_stage2.all())
     blurred = params.stage2.blur_sigma[:, 0] > 0
     assert_share(blurred, 0.8)
     assert bool((params.stage2.blur_size[~blurred] == 7).all())
     assert_share(params.sinc_size > 0, 0.8)
     assert_equally_often(params.sinc_size[params.sinc_size > 0], np.arange(7, 22, 2))
     assert_uniform(params.sinc_omega[params.sinc_size > 0], math.pi / 3, math.pi)
+    assert bool((params.sinc_omega[params.sinc_size == 0] == np.float32(math.pi)).all())
     assert_share(params.jpeg_last, 0.5)
+    assert_share(params.jpeg_last[params.sinc_size > 0], 0.5)
     # Stage 2 resizes to a multiple of the final size even when it keeps the scale.
     assert_equally_often(params.stage2.resize_mode, [0, 1, 2])
 
@@ -125,16 +151,25 @@ def test_a_mixture_draws_the_level_per_sample_with_relative_weights():
     assert params.stage1.blur_sigma[~weak].max() > 1.4
     assert params.stage1.jpeg_quality[weak].min() == 90
     assert params.stage1.jpeg_quality[~weak].min() == 50
-    assert set(draw(TRAINING_MIX, 50).level) == {"weak", "standard"}
+
+
+def test_the_training_mix_is_that_of_the_paper():
+    names = np.array(draw(TRAINING_MIX).level)
+    for name, share in (("weak", 0.3), ("standard", 0.3), ("severe", 0.4)):
+        assert_share(torch.from_numpy(names == name), share)
 
 
 def test_quantities_are_drawn_per_sample_and_independently():
-    s = draw("standard").stage1
-    columns = [s.blur_size, s.blur_sigma[:, 0], s.scale, s.noise_kind, s.noise_grey, s.jpeg_quality]
+    params = draw("severe")
+    columns = [params.sinc_size, params.jpeg_last]
+    for s in (params.stage1, params.stage2):
+        columns += [s.blur_size, s.scale, s.noise_kind, s.noise_grey, s.jpeg_quality]
+    columns += [params.stage1.blur_sigma[:, 0], params.final_mode]
     table = torch.stack([c.double() for c in columns])
     shifted = table.roll(1, dims=1)  # the neighbour in the batch
-    across = torch.corrcoef(torch.cat([table, shifted]))[:6]
-    across[:, :6] -= torch.eye(6)
+    n = len(columns)
+    across = torch.corrcoef(torch.cat([table, shifted]))[:n]
+    across[:, :n] -= torch.eye(n)
     assert across.abs().max() < 5 / math.sqrt(N)
 
 
@@ -170,6 +205,20 @@ def test_the_generator_advances_alike_whatever_the_level():
         sample(generator, 5, level)
         states.append(generator.get_state())
     assert all(torch.equal(states[0], state) for state in states)
+
+
+@pytest.mark.parametrize("level", ["clean", TWO_STAGES, TRAINING_MIX], ids=["clean", "own", "mix"])
+def test_one_sample_for_each_seed(level):
+    seeds = [5, 0, 2**63 - 1, 5, 2**40]
+    together = sample_seeds(seeds, level)
+    alone = [sample(torch.Generator().manual_seed(seed), 1, level) for seed in seeds]
+    assert_same(together, type(together).cat(alone))
+    state = torch.get_rng_state()
+    assert len(sample_seeds([], level)) == 0
+    assert torch.equal(state, torch.get_rng_state())
+    for seed in (-1, 2**63):
+        with pytest.raises(ValueError, match=r"seeds: expected numbers in 0 \.\. 2\^63 - 1"):
+            sample_seeds([1, seed], level)
 
 
 def test_selecting_and_joining():

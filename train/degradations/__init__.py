@@ -5,7 +5,7 @@ from .levels import LEVELS, NO_JPEG, TRAINING_MIX, Level, Sinc, Stage
 from .params import DegradationParams, StageParams
 from .pipeline import apply, degrade
 from .resize import RESIZE_MODES
-from .sampler import sample
+from .sampler import sample, sample_seeds
 from .sharpen import usm_sharpen
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "degrade",
     "labels",
     "sample",
+    "sample_seeds",
     "usm_sharpen",
 ]

@@ -99,31 +99,130 @@ def sinc_kernels(
     return kernel / kernel.sum(dim=(1, 2), keepdim=True)
 
 
+def mirror_index(positions: torch.Tensor, length: int | torch.Tensor) -> torch.Tensor:
+    """Map positions on a line to 0 .. length - 1, reflecting at the ends as often as needed.
+
+    The end samples are not repeated (NumPy's pad mode "reflect", SciPy's "mirror"); a single
+    sample is a constant.
+
+    Args:
+        positions: int64, any shape.
+        length: 1 or more; a tensor broadcasts against `positions`.
+
+    Returns:
+        int64, the broadcast shape.
+    """
+    last = length - 1
+    if isinstance(length, int):
+        period = max(2 * last, 1)
+        folded = positions.remainder(period)
+        return torch.minimum(folded, (period - folded) if last else folded)
+    period = (2 * last).clamp(min=1)
+    folded = positions.remainder(period)
+    return torch.where(folded > last, period - folded, folded)
+
+
+def mirror_pad(images: torch.Tensor, margin: int) -> torch.Tensor:
+    """Widen [..., H, W] by `margin` on each side, reflecting as `mirror_index` does."""
+    if margin == 0:
+        return images
+    if min(images.shape[-2:]) > margin and images.dim() in (3, 4):
+        return F.pad(images, (margin,) * 4, mode="reflect")
+    for dim in (-2, -1):
+        length = images.shape[dim]
+        index = mirror_index(torch.arange(-margin, length + margin), length)
+        images = images.index_select(dim, index.to(images.device))
+    return images
+
+
+def fast_length(length: int) -> int:
+    """Return the least number from `length` on with no prime factor above 5, quick for an FFT."""
+    while True:
+        rest = length
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return length
+        length += 1
+
+
+def spectral_filter(images: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+    """Correlate [B, C, H, W] with kernels [B or 1, k, k] by FFT, reflecting at the borders.
+
+    The cost does not depend on k. Errors are those of the FFT: a few roundings of the largest
+    pixel, spread over the whole picture.
+    """
+    height, width = images.shape[-2:]
+    margin = kernels.shape[-1] // 2
+    padded = mirror_pad(images, margin)
+    size = tuple(fast_length(side + 2 * margin) for side in (height, width))
+    spectrum = torch.fft.rfft2(padded, s=size)
+    # A flipped kernel turns the convolution into a correlation; its delay is cut off below.
+    response = torch.fft.rfft2(kernels.to(images).flip(-1, -2), s=size)
+    filtered = torch.fft.irfft2(spectrum.mul_(response[:, None]), s=size)
+    start = 2 * margin
+    return filtered[..., start : start + height, start : start + width]
+
+
+def trim(kernels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Cut kernels [B, k, k] down to the smallest odd square that holds all of them.
+
+    Weights that cannot change a sum of `dtype` (below 1/128 of its rounding) count as zero. Reads
+    the values, so keep the kernels on the CPU.
+    """
+    centre = kernels.shape[-1] // 2
+    axis = (torch.arange(kernels.shape[-1]) - centre).abs()
+    large = (kernels.abs() > torch.finfo(dtype).eps / 128).any(dim=0)
+    margin = int((torch.maximum(axis[:, None], axis[None, :]) * large).max())
+    kept = slice(centre - margin, centre + margin + 1)
+    return kernels[:, kept, kept]
+
+
+_DIRECT = 5  # up to this side a direct sum on the CPU is quicker than an FFT
+
+
 def filter_batch(images: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
     """Correlate every picture with its own kernel, reflecting at the borders.
 
+    Pictures may be smaller than the kernel; they are then reflected as often as needed. On the
+    CPU large kernels are applied by FFT.
+
     Args:
         images: float32 / float64 [B, C, H, W], C 1 or 3.
-        kernels: float [B, k, k], k odd; cast to the pictures' dtype and device.
+        kernels: float [B, k, k], k odd, on the CPU or the pictures' device; cast to their dtype.
 
     Returns:
-        [B, C, H, W], dtype and device of `images`.
+        [B, C, H, W], dtype and device of `images`. A picture's result does not depend on the
+        others on the CPU.
 
     Raises:
-        TypeError, ValueError: bad pictures, kernels that do not match them, or pictures with a
-            side of k // 2 or less, which cannot be reflected.
+        TypeError, ValueError: bad pictures, or kernels that do not match them.
     """
     check_images(images)
-    batch, channels, height, width = images.shape
-    k = kernels.shape[-1]
+    batch, k = images.shape[0], kernels.shape[-1]
     if kernels.shape != (batch, k, k) or k % 2 == 0:
         raise ValueError(f"kernels: expected [{batch}, k, k], k odd, got {list(kernels.shape)}")
-    pad = k // 2
-    if min(height, width) <= pad:
-        raise ValueError(f"images: a kernel of {k} needs sides above {pad}, got {height}x{width}")
     if batch == 0:
         return images.clone()
-    weight = kernels.to(images).repeat_interleave(channels, dim=0)[:, None]
-    padded = F.pad(images, (pad, pad, pad, pad), mode="reflect")
-    flat = padded.reshape(1, batch * channels, height + 2 * pad, width + 2 * pad)
-    return F.conv2d(flat, weight, groups=batch * channels).reshape(images.shape)
+    if images.device.type != "cpu":
+        return _direct_filter(mirror_pad(images, k // 2), kernels)
+    out, kernels = torch.empty_like(images), kernels.cpu()
+    for i in range(batch):  # one by one: kernels differ in size, and no picture sees another
+        kernel = trim(kernels[i : i + 1], images.dtype)
+        if kernel.shape[-1] > _DIRECT:
+            out[i] = spectral_filter(images[i : i + 1], kernel)[0]
+        else:
+            padded = mirror_pad(images[i : i + 1], kernel.shape[-1] // 2)
+            out[i] = _direct_filter(padded, kernel)[0]
+    return out
+
+
+def _direct_filter(padded: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+    """Correlate [B, C, H + k - 1, W + k - 1] with [B, k, k] by a direct sum."""
+    batch, channels, height, width = padded.shape
+    k = kernels.shape[-1]
+    weight = kernels.to(padded).repeat_interleave(channels, dim=0)[:, None]
+    flat = padded.reshape(1, batch * channels, height, width)
+    filtered = F.conv2d(flat, weight, groups=batch * channels)
+    return filtered.reshape(batch, channels, height - k + 1, width - k + 1)

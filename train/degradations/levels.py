@@ -193,5 +193,5 @@ LEVELS: dict[str, Level] = {
     ),
 }
 
-# Relative weights, so that a further level joins as one more entry (the paper's severe: 0.4).
-TRAINING_MIX: dict[str, float] = {"weak": 0.3, "standard": 0.3}
+# Relative weights of the paper.
+TRAINING_MIX: dict[str, float] = {"weak": 0.3, "standard": 0.3, "severe": 0.4}

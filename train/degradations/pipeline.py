@@ -108,8 +108,7 @@ def apply(params: DegradationParams, images: torch.Tensor, scale: int = 4) -> to
         [B, C, H / scale, W / scale], dtype and device of `images`, multiples of 1/255 in 0..1.
 
     Raises:
-        TypeError, ValueError: bad pictures, sizes that do not divide, another batch size, or
-            pictures too small for a kernel (sides of 10 or less where it is applied).
+        TypeError, ValueError: bad pictures, sizes that do not divide, or another batch size.
     """
     check_images(images)
     batch, channels, height, width = images.shape

@@ -1,10 +1,15 @@
-"""Drawing parameters: every quantity of every sample on its own, from one explicit generator."""
+"""Drawing parameters: every quantity of every sample on its own, from explicit generators.
+
+All arithmetic is NumPy's: on a handful of numbers its calls cost a fraction of PyTorch's.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
+import numpy as np
 import torch
 
 from ._checks import check_generator
@@ -12,6 +17,7 @@ from .levels import LEVELS, MIN_KERNEL_SIZE, NO_JPEG, TRAINING_MIX, Level, Sinc,
 from .params import NO_RESIZE, DegradationParams, StageParams
 
 _SEED_RANGE = 2**62
+_MANTISSA = 2**53 - 1  # torch.rand's float64 is the low 53 bits of a 64-bit number
 
 
 class _Draw:
@@ -20,86 +26,114 @@ class _Draw:
     def __init__(self, generator: torch.Generator, batch: int) -> None:
         self.generator, self.batch = generator, batch
 
-    def unit(self) -> torch.Tensor:
-        return torch.rand(self.batch, generator=self.generator, dtype=torch.float64)
+    def unit(self) -> np.ndarray:
+        return torch.rand(self.batch, generator=self.generator, dtype=torch.float64).numpy()
 
-    def between(self, ends: torch.Tensor) -> torch.Tensor:
+    def seed(self) -> np.ndarray:
+        return torch.randint(_SEED_RANGE, (self.batch,), generator=self.generator).numpy()
+
+    def between(self, ends: np.ndarray) -> np.ndarray:
         """Draw float64 [B] from the ranges [B, 2]."""
         return ends[:, 0] + self.unit() * (ends[:, 1] - ends[:, 0])
 
-    def whole(self, ends: torch.Tensor, step: int = 1) -> torch.Tensor:
+    def whole(self, ends: np.ndarray, step: int = 1) -> np.ndarray:
         """Draw int64 [B] from low, low + step, ..., high, ends included."""
         count = (ends[:, 1] - ends[:, 0]) / step + 1
-        return (ends[:, 0] + step * torch.floor(self.unit() * count)).long()
+        return (ends[:, 0] + step * np.floor(self.unit() * count)).astype(np.int64)
 
-    def choice(self, weights: torch.Tensor) -> torch.Tensor:
+    def choice(self, weights: np.ndarray) -> np.ndarray:
         """Draw int64 [B] from the rows of weights [B, N]; a weight of 0 is never chosen."""
-        edges = (weights / weights.sum(dim=1, keepdim=True)).cumsum(dim=1)
-        index = (self.unit()[:, None] >= edges).sum(dim=1)
-        last = weights.shape[1] - 1 - (weights.flip(1) > 0).int().argmax(dim=1)
-        return torch.minimum(index, last)  # the last edge may round to just below 1
+        edges = (weights / weights.sum(axis=1, keepdims=True)).cumsum(axis=1)
+        index = (self.unit()[:, None] >= edges).sum(axis=1)
+        last = weights.shape[1] - 1 - (weights[:, ::-1] > 0).argmax(axis=1)
+        return np.minimum(index, last)  # the last edge may round to just below 1
 
-    def chance(self, probability: torch.Tensor) -> torch.Tensor:
+    def chance(self, probability: np.ndarray) -> np.ndarray:
         return self.unit() < probability
 
 
-def _table(stages: list[Stage | None], index: torch.Tensor) -> Callable[[str], torch.Tensor]:
-    """Return a lookup: field name -> float64 [B] or [B, N], row i from stage index[i]."""
-    some = next(stage for stage in stages if stage is not None)
-    rows = [stage or some for stage in stages]  # rows of absent stages are masked by the caller
+class _SeededDraw(_Draw):
+    """The draws of many generators, one for each sample: as `_Draw` with a batch of one each."""
 
-    def column(name: str) -> torch.Tensor:
-        return torch.tensor([getattr(r, name) for r in rows], dtype=torch.float64)[index]
+    def __init__(self, seeds: Sequence[int], count: int) -> None:
+        self.batch = len(seeds)
+        raw = torch.empty(self.batch, count, dtype=torch.int64)
+        generator = torch.Generator()
+        for row, seed in zip(raw, seeds, strict=True):
+            # 63 random bits each, of which torch.rand and torch.randint use the low ones.
+            row.random_(generator=generator.manual_seed(seed))
+        self.columns = iter(raw.numpy().T)
 
-    return column
+    def unit(self) -> np.ndarray:
+        return (next(self.columns) & _MANTISSA) * 2.0**-53
+
+    def seed(self) -> np.ndarray:
+        return next(self.columns) % _SEED_RANGE
+
+
+@lru_cache(maxsize=512)
+def _column(rows: tuple[Stage | Sinc | Level, ...], name: str) -> np.ndarray:
+    return np.array([getattr(row, name) for row in rows], dtype=np.float64)
+
+
+def _table(rows: Sequence[Stage | Sinc | Level], index: np.ndarray) -> Callable[[str], np.ndarray]:
+    """Return a lookup: field name -> float64 [B] or [B, N], row i from rows[index[i]]."""
+    rows = tuple(rows)
+    return lambda name: _column(rows, name)[index]
 
 
 def _sample_stage(
-    draw: _Draw, stages: list[Stage | None], index: torch.Tensor
-) -> tuple[StageParams, torch.Tensor]:
-    present = torch.tensor([stage is not None for stage in stages])[index]
-    if all(stage is None for stage in stages):
-        stages = [LEVELS["clean"].stage1] * len(stages)  # values without effect
-    of = _table(stages, index)
+    draw: _Draw, stages: list[Stage | None], index: np.ndarray
+) -> tuple[StageParams, np.ndarray]:
+    present = np.array([stage is not None for stage in stages])[index]
+    # Rows of absent stages have no effect but the scale and mode, which are masked below.
+    of = _table([stage or LEVELS["clean"].stage1 for stage in stages], index)
 
     blur = draw.chance(of("blur_prob")) & present
     size = draw.whole(of("blur_size"), step=2)
     sigma_x, sigma_y = draw.between(of("blur_sigma")), draw.between(of("blur_sigma"))
     isotropic = draw.chance(of("isotropic_prob"))
     rotation = (2 * draw.unit() - 1) * math.pi
-    sigma = torch.stack([sigma_x, torch.where(isotropic, sigma_x, sigma_y)], dim=1)
+    sigma = np.stack([sigma_x, np.where(isotropic, sigma_x, sigma_y)], axis=1)
 
     direction = draw.choice(of("resize_weights"))  # up, down, keep
     scale_ends = of("scale")
     unit = draw.unit()
     up = 1 + unit * (scale_ends[:, 1] - 1)
     down = scale_ends[:, 0] + unit * (1 - scale_ends[:, 0])
-    scale = torch.where(direction == 0, up, torch.where(direction == 1, down, 1.0))
+    scale = np.where(direction == 0, up, np.where(direction == 1, down, 1.0))
     mode = draw.choice(of("resize_modes"))
 
     noise = draw.chance(of("noise_prob")) & present
     gaussian = draw.chance(of("gaussian_prob"))
     sigma_noise, poisson = draw.between(of("gaussian_sigma")), draw.between(of("poisson_scale"))
     grey = draw.chance(of("grey_prob"))
-    seed = torch.randint(_SEED_RANGE, (draw.batch,), generator=draw.generator)
+    seed = draw.seed()
 
     jpeg = draw.chance(of("jpeg_prob")) & present
     quality = draw.whole(of("jpeg_quality"))
 
-    zero = torch.zeros((), dtype=torch.float64)
     params = StageParams(
-        blur_size=torch.where(blur, size, MIN_KERNEL_SIZE),
-        blur_sigma=torch.where(blur[:, None], sigma, zero).float(),
-        blur_rotation=torch.where(blur & ~isotropic, rotation, zero).float(),
-        scale=torch.where(present, scale, 1.0).float(),
-        resize_mode=torch.where(present, mode, NO_RESIZE),
-        noise_kind=torch.where(noise, torch.where(gaussian, 1, 2), 0),
-        noise_level=torch.where(noise, torch.where(gaussian, sigma_noise, poisson), zero).float(),
-        noise_grey=noise & grey,
-        noise_seed=seed,
-        jpeg_quality=torch.where(jpeg, quality, NO_JPEG),
+        blur_size=_whole(np.where(blur, size, MIN_KERNEL_SIZE)),
+        blur_sigma=_real(np.where(blur[:, None], sigma, 0.0)),
+        blur_rotation=_real(np.where(blur & ~isotropic, rotation, 0.0)),
+        scale=_real(np.where(present, scale, 1.0)),
+        resize_mode=_whole(np.where(present, mode, NO_RESIZE)),
+        noise_kind=_whole(np.where(noise, np.where(gaussian, 1, 2), 0)),
+        noise_level=_real(np.where(noise, np.where(gaussian, sigma_noise, poisson), 0.0)),
+        noise_grey=torch.from_numpy(noise & grey),
+        noise_seed=_whole(seed),
+        jpeg_quality=_whole(np.where(jpeg, quality, NO_JPEG)),
     )
     return params, direction
+
+
+def _whole(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def _real(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.float32))
 
 
 def _resolve(
@@ -145,34 +179,60 @@ def sample(
         raise TypeError(f"batch_size: expected an int, got {type(batch_size).__name__}")
     if batch_size < 0:
         raise ValueError(f"batch_size: expected 0 or more, got {batch_size}")
+    return _sample(_Draw(generator, batch_size), level)
+
+
+def sample_seeds(
+    seeds: Sequence[int], level: str | Level | Mapping[str, float] = TRAINING_MIX
+) -> DegradationParams:
+    """Draw one sample for each seed, a function of that seed and the level alone.
+
+    Sample i is what `sample(torch.Generator().manual_seed(seeds[i]), 1, level)` gives, at a
+    fraction of the cost.
+
+    Args:
+        seeds: whole numbers in 0 .. 2^63 - 1.
+        level: as for `sample`.
+
+    Returns:
+        The parameters, on the CPU, in the order of the seeds.
+
+    Raises:
+        ValueError: a seed out of range, an unknown level, bad weights.
+    """
+    seeds = [int(seed) for seed in seeds]
+    if seeds and not 0 <= min(seeds) <= max(seeds) < 2**63:
+        raise ValueError(f"seeds: expected numbers in 0 .. 2^63 - 1, got {seeds}")
+    return _sample(_SeededDraw(seeds, _DRAWS), level)
+
+
+_DRAWS = 40  # of `_sample`, for one sample
+
+
+def _sample(draw: _Draw, level: str | Level | Mapping[str, float]) -> DegradationParams:
     names, levels, weights = _resolve(level)
-    draw = _Draw(generator, batch_size)
-    index = draw.choice(torch.tensor(weights, dtype=torch.float64).expand(batch_size, -1))
+    index = draw.choice(np.broadcast_to(np.array(weights), (draw.batch, len(weights))))
 
     stage1, direction = _sample_stage(draw, [entry.stage1 for entry in levels], index)
     # Stage 1 starts from the ground truth, so "keep" leaves nothing to resize; stage 2 always
     # resizes to a multiple of the final size.
-    stage1.resize_mode = torch.where(direction == 2, NO_RESIZE, stage1.resize_mode)
+    stage1.resize_mode[torch.from_numpy(direction == 2)] = NO_RESIZE
     stage2, _ = _sample_stage(draw, [entry.stage2 for entry in levels], index)
-    has_stage2 = torch.tensor([entry.stage2 is not None for entry in levels])[index]
+    has_stage2 = np.array([entry.stage2 is not None for entry in levels])[index]
 
-    def of(values: list[object]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64)[index]
-
-    sincs = [entry.sinc or Sinc(prob=0.0) for entry in levels]
-    sinc = draw.chance(of([s.prob for s in sincs]))
-    sinc_size = draw.whole(of([s.size for s in sincs]), step=2)
-    omega = draw.between(of([s.omega for s in sincs]))
-    half = torch.full((batch_size,), 0.5, dtype=torch.float64)
-    jpeg_last = draw.chance(half) & has_stage2
+    of = _table([entry.sinc or Sinc(prob=0.0) for entry in levels], index)
+    sinc = draw.chance(of("prob"))
+    size, omega = draw.whole(of("size"), step=2), draw.between(of("omega"))
+    jpeg_last = draw.chance(np.full(draw.batch, 0.5)) & has_stage2
+    last = _table(levels, index)
     return DegradationParams(
         level=tuple(names[i] for i in index.tolist()),
         stage1=stage1,
         stage2=stage2,
-        has_stage2=has_stage2,
-        sinc_size=torch.where(sinc, sinc_size, 0),
-        sinc_omega=torch.where(sinc, omega, math.pi).float(),
-        jpeg_last=jpeg_last,
-        final_mode=draw.choice(of([entry.final_modes for entry in levels])),
-        final_antialias=torch.tensor([entry.final_antialias for entry in levels])[index],
+        has_stage2=torch.from_numpy(has_stage2),
+        sinc_size=_whole(np.where(sinc, size, 0)),
+        sinc_omega=_real(np.where(sinc, omega, math.pi)),
+        jpeg_last=torch.from_numpy(jpeg_last),
+        final_mode=_whole(draw.choice(last("final_modes"))),
+        final_antialias=torch.from_numpy(last("final_antialias") > 0),
     )
