@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from dasr_ops import FusedConv2d
 
@@ -99,6 +100,22 @@ class UNetDiscriminatorSN(nn.Module):
         output = self._up(self.conv5, output, down1)
         output = self._up(self.conv6, output, down0)
         return self.conv9(self.conv8(self.conv7(output)))
+
+    @torch.no_grad()
+    def iterate_norms(self, count: int = 1) -> None:
+        """Bring the estimates of the spectral norms nearer by power iterations.
+
+        In training mode each call of the network does one. A training step that calls it in eval
+        mode, and this before, does as many whatever the number of its calls.
+
+        Args:
+            count: iterations.
+        """
+        for layer in self.children():
+            for hook in layer._forward_pre_hooks.values():
+                if isinstance(hook, SpectralNorm):
+                    for _ in range(count):
+                        hook.compute_weight(layer, do_power_iteration=True)
 
     def _up(self, conv: nn.Module, input: Tensor, skip: Tensor) -> Tensor:
         enlarged = F.interpolate(input, scale_factor=2, mode="bilinear", align_corners=False)

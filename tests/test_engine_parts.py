@@ -25,7 +25,7 @@ from dasr_ops.train.engine.schedules import factor
 
 
 def test_multistep_halves_at_each_milestone():
-    config = ScheduleConfig(iterations=100, milestones=(10, 20), gamma=0.5)
+    config = ScheduleConfig(iterations=100, kind="multistep", milestones=(10, 20), gamma=0.5)
     assert [factor(config, step) for step in (0, 9, 10, 19, 20, 99)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
 
 

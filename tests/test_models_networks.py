@@ -250,6 +250,19 @@ def test_discriminator_is_spectrally_normalised():
         assert norm == pytest.approx(1, abs=0.03), name  # one iteration leaves 0.1 to 0.5
 
 
+def test_power_iterations_by_themselves_are_those_of_a_training_call():
+    torch.manual_seed(0)
+    called, asked = UNetDiscriminatorSN(num_feat=4), UNetDiscriminatorSN(num_feat=4)
+    asked.load_state_dict(called.state_dict())
+    x = torch.rand(1, 3, 8, 8)
+    called(x)
+    output = called(x)
+    asked.iterate_norms(2)
+    assert torch.equal(asked.eval()(x), output)
+    for name, buffer in called.named_buffers():
+        assert torch.equal(dict(asked.named_buffers())[name], buffer), name
+
+
 def test_fresh_network_is_near_bilinear_and_finite():
     torch.manual_seed(0)
     model, x = DASR(), torch.rand(2, 3, 16, 16)

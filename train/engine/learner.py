@@ -23,6 +23,9 @@ from .schedules import factor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NONFINITE = "nonfinite"
+_POWER_ITERATIONS = 3
+"""Of the spectral norms in a step, as many as the official code's three calls make. They are done
+at its start, so that a batch may come in any number of parts."""
 
 
 class Learner:
@@ -60,7 +63,7 @@ class Learner:
         self.optimizer = build_optimizer(optimizer, self.restorer.parameters(), optimizer.lr)
         self.discriminator_optimizer: torch.optim.Optimizer | None = None
         if self.discriminator is not None:
-            self.discriminator.to(device, memory_format=self.memory_format)
+            self.discriminator.to(device, memory_format=self.memory_format).eval()
             self.discriminator_optimizer = build_optimizer(
                 optimizer, self.discriminator.parameters(), optimizer.discriminator_lr
             )
@@ -101,6 +104,8 @@ class Learner:
             finite.
         """
         adversarial = self.discriminator is not None and step >= self.config.loss.gan.start
+        if self.discriminator is not None:
+            self.discriminator.iterate_norms(_POWER_ITERATIONS)
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(parts):
             last = number == len(parts) - 1
