@@ -1,4 +1,4 @@
-"""Argument checks shared by the degradation operators."""
+"""Argument checks, and the way to the device, shared by the degradation operators."""
 
 from __future__ import annotations
 
@@ -44,3 +44,10 @@ def check_generator(generator: torch.Generator, name: str = "generator") -> None
     """
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"{name}: expected a torch.Generator, got {type(generator).__name__}")
+
+
+def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a CPU tensor to a device; to a GPU from page-locked memory, without waiting."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
