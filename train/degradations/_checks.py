@@ -1,6 +1,8 @@
-"""Argument checks, and the way to the device, shared by the degradation operators."""
+"""Argument checks, and ways to the device, shared by the degradation operators."""
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -51,3 +53,10 @@ def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Keep convolutions in their own precision, whatever the caller trains in."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

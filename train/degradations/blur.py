@@ -12,7 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ._checks import check_images, upload
+from ._checks import check_images, no_autocast, upload
 
 MAX_KERNEL_SIZE = 21
 
@@ -247,5 +247,5 @@ def _direct_filter(images: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
     margin = kernels.shape[-1] // 2
     padded = mirror_pad(images, margin, (margin, margin)).flatten(0, 1)[None]
     weight = kernels.to(images).repeat_interleave(channels, dim=0)[:, None]
-    with torch.autocast(images.device.type, enabled=False):
+    with no_autocast(images.device):
         return F.conv2d(padded, weight, groups=batch * channels).reshape(images.shape)

@@ -168,21 +168,20 @@ def jpeg_batched(
         [B, C, H, W], dtype of `images`, multiples of 1/255; beyond the true sizes it means nothing.
     """
     device = images.device
-    with torch.autocast(device.type, enabled=False):
-        constants = _constants(device)
-        height, width = images.shape[2:]
-        multiple = 8 if images.shape[1] == 1 else 16
-        # Edges are replicated to whole blocks.
-        last_row, last_column = heights[:, None] - 1, widths[:, None] - 1
-        rows = torch.minimum(_line(_up(height, multiple), device), last_row)
-        columns = torch.minimum(_line(_up(width, multiple), device), last_column)
-        pixels = (images.clamp(0, 1) * 255).round().int()
-        pixels = _take(pixels, rows, columns)
-        if images.shape[1] == 1:
-            decoded = _code(pixels, tables[:, 0], constants)
-        else:
-            decoded = _colour(pixels, heights, widths, tables, constants)
-        return decoded[:, :, :height, :width].to(images.dtype) / 255
+    constants = _constants(device)
+    height, width = images.shape[2:]
+    multiple = 8 if images.shape[1] == 1 else 16
+    # Edges are replicated to whole blocks.
+    last_row, last_column = heights[:, None] - 1, widths[:, None] - 1
+    rows = torch.minimum(_line(_up(height, multiple), device), last_row)
+    columns = torch.minimum(_line(_up(width, multiple), device), last_column)
+    pixels = (images.clamp(0, 1) * 255).round().int()
+    pixels = _take(pixels, rows, columns)
+    if images.shape[1] == 1:
+        decoded = _code(pixels, tables[:, 0], constants)
+    else:
+        decoded = _colour(pixels, heights, widths, tables, constants)
+    return decoded[:, :, :height, :width].to(images.dtype) / 255
 
 
 def _colour(
