@@ -85,7 +85,7 @@ def chain(params, i, x, scale):
     return np.rint(np.clip(x.numpy(), 0, 1) * 255)
 
 
-@pytest.mark.parametrize("level", ["weak", "standard", SEVERE_LIKE])
+@pytest.mark.parametrize("level", ["weak", "standard", "severe", SEVERE_LIKE])
 @pytest.mark.parametrize("scale", [2, 4])
 def test_the_chain_without_noise(level, scale):
     table = LEVELS[level] if isinstance(level, str) else level
@@ -99,6 +99,18 @@ def test_the_chain_without_noise(level, scale):
         np.testing.assert_array_equal(
             (ours[i] * 255).round().numpy(), chain(params, i, x[i], scale)
         )
+
+
+@pytest.mark.parametrize("codec", ["pillow", "batched"])
+def test_pictures_smaller_than_their_kernels(codec):
+    """Down to one pixel between the stages."""
+    params = sample(generator(3), 60, "severe")
+    for height, width in ((4, 4), (4, 40), (16, 12)):
+        x = pictures(60, 3, height, width).float()
+        out = apply(params, x, codec=codec)
+        assert out.shape == (60, 3, height // 4, width // 4)
+        assert out.isfinite().all() and out.min() >= 0 and out.max() <= 1
+    assert (params.stage1.scale * 4 < 1.5).any()
 
 
 def test_clean_is_pillows_bicubic():
@@ -130,7 +142,7 @@ def test_noise_enters_between_resize_and_jpeg_at_the_stated_strength():
     assert not torch.equal(noise[0], noise[1])
 
 
-@pytest.mark.parametrize("level", ["weak", "standard", TRAINING_MIX, SEVERE_LIKE])
+@pytest.mark.parametrize("level", ["weak", "standard", "severe", TRAINING_MIX])
 @pytest.mark.parametrize("shape", [(5, 3, 64, 60), (3, 1, 44, 92), (1, 3, 48, 48)])
 def test_a_sample_does_not_depend_on_its_neighbours(level, shape):
     params = sample(generator(11), shape[0], level)
@@ -182,9 +194,9 @@ def test_stronger_levels_lose_more():
     clean = apply(sample(generator(), 24, "clean"), x)
     loss = [
         (apply(sample(generator(4), 24, level), x) - clean).abs().mean().item()
-        for level in ("clean", "weak", "standard")
+        for level in ("clean", "weak", "standard", "severe")
     ]
-    assert loss[0] == 0 < loss[1] < loss[2]
+    assert loss[0] == 0 < loss[1] < loss[2] < loss[3]
 
 
 def test_low_resolution_stays_aligned_with_the_ground_truth():

@@ -1,6 +1,8 @@
-"""Argument checks shared by the degradation operators."""
+"""Argument checks, and ways to the device, shared by the degradation operators."""
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -44,3 +46,17 @@ def check_generator(generator: torch.Generator, name: str = "generator") -> None
     """
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"{name}: expected a torch.Generator, got {type(generator).__name__}")
+
+
+def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a CPU tensor to a device; to a GPU from page-locked memory, without waiting."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Keep convolutions in their own precision, whatever the caller trains in."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -12,7 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ._checks import check_images
+from ._checks import check_images, no_autocast, upload
 
 MAX_KERNEL_SIZE = 21
 
@@ -122,16 +122,26 @@ def mirror_index(positions: torch.Tensor, length: int | torch.Tensor) -> torch.T
     return torch.where(folded > last, period - folded, folded)
 
 
-def mirror_pad(images: torch.Tensor, margin: int) -> torch.Tensor:
-    """Widen [..., H, W] by `margin` on each side, reflecting as `mirror_index` does."""
-    if margin == 0:
+def mirror_pad(images: torch.Tensor, before: int, after: tuple[int, int]) -> torch.Tensor:
+    """Widen [B, C, H, W], reflecting as `mirror_index` does.
+
+    Args:
+        images: floating, H and W 1 or more.
+        before: pixels above and to the left.
+        after: pixels below, and to the right.
+
+    Returns:
+        [B, C, before + H + after[0], before + W + after[1]].
+    """
+    if not before and not any(after):
         return images
-    if min(images.shape[-2:]) > margin and images.dim() in (3, 4):
-        return F.pad(images, (margin,) * 4, mode="reflect")
-    for dim in (-2, -1):
+    height, width = images.shape[-2:]
+    if max(before, after[0]) < height and max(before, after[1]) < width:
+        return F.pad(images, (before, after[1], before, after[0]), mode="reflect")
+    for dim, more in ((-2, after[0]), (-1, after[1])):
         length = images.shape[dim]
-        index = mirror_index(torch.arange(-margin, length + margin), length)
-        images = images.index_select(dim, index.to(images.device))
+        positions = torch.arange(-before, length + more, device=images.device)
+        images = images.index_select(dim, mirror_index(positions, length))
     return images
 
 
@@ -148,19 +158,31 @@ def fast_length(length: int) -> int:
 
 
 def spectral_filter(images: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
-    """Correlate [B, C, H, W] with kernels [B or 1, k, k] by FFT, reflecting at the borders.
+    """Correlate pictures with kernels by FFT, reflecting at the borders.
 
-    The cost does not depend on k. Errors are those of the FFT: a few roundings of the largest
+    The cost hardly depends on the size of the kernel. Errors are a few roundings of the largest
     pixel, spread over the whole picture.
+
+    Args:
+        images: float32 / float64 [B, C, H, W].
+        kernels: [B or 1, k, k], or taps [k] of a separable kernel, k odd; on the same device.
+
+    Returns:
+        [B, C, H, W].
     """
     height, width = images.shape[-2:]
     margin = kernels.shape[-1] // 2
-    padded = mirror_pad(images, margin)
-    size = tuple(fast_length(side + 2 * margin) for side in (height, width))
-    spectrum = torch.fft.rfft2(padded, s=size)
+    size = (fast_length(height + 2 * margin), fast_length(width + 2 * margin))
+    after = (size[0] - margin - height, size[1] - margin - width)
+    spectrum = torch.fft.rfft2(mirror_pad(images, margin, after))
     # A flipped kernel turns the convolution into a correlation; its delay is cut off below.
-    response = torch.fft.rfft2(kernels.to(images).flip(-1, -2), s=size)
-    filtered = torch.fft.irfft2(spectrum.mul_(response[:, None]), s=size)
+    kernels = kernels.to(images.dtype)
+    if kernels.dim() == 1:
+        taps = kernels.flip(0)
+        response = torch.fft.fft(taps, size[0])[:, None] * torch.fft.rfft(taps, size[1])
+    else:
+        response = torch.fft.rfft2(kernels.flip(-1, -2), s=size)[:, None]
+    filtered = torch.fft.irfft2(spectrum.mul_(response), s=size)
     start = 2 * margin
     return filtered[..., start : start + height, start : start + width]
 
@@ -206,23 +228,24 @@ def filter_batch(images: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
     if batch == 0:
         return images.clone()
     if images.device.type != "cpu":
-        return _direct_filter(mirror_pad(images, k // 2), kernels)
+        if kernels.device.type == "cpu":
+            kernels = upload(trim(kernels, images.dtype).to(images.dtype), images.device)
+        return _direct_filter(images, kernels)
     out, kernels = torch.empty_like(images), kernels.cpu()
     for i in range(batch):  # one by one: kernels differ in size, and no picture sees another
         kernel = trim(kernels[i : i + 1], images.dtype)
         if kernel.shape[-1] > _DIRECT:
             out[i] = spectral_filter(images[i : i + 1], kernel)[0]
         else:
-            padded = mirror_pad(images[i : i + 1], kernel.shape[-1] // 2)
-            out[i] = _direct_filter(padded, kernel)[0]
+            out[i] = _direct_filter(images[i : i + 1], kernel)[0]
     return out
 
 
-def _direct_filter(padded: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
-    """Correlate [B, C, H + k - 1, W + k - 1] with [B, k, k] by a direct sum."""
-    batch, channels, height, width = padded.shape
-    k = kernels.shape[-1]
-    weight = kernels.to(padded).repeat_interleave(channels, dim=0)[:, None]
-    flat = padded.reshape(1, batch * channels, height, width)
-    filtered = F.conv2d(flat, weight, groups=batch * channels)
-    return filtered.reshape(batch, channels, height - k + 1, width - k + 1)
+def _direct_filter(images: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+    """Correlate [B, C, H, W] with [B, k, k] by a direct sum."""
+    batch, channels = images.shape[:2]
+    margin = kernels.shape[-1] // 2
+    padded = mirror_pad(images, margin, (margin, margin)).flatten(0, 1)[None]
+    weight = kernels.to(images).repeat_interleave(channels, dim=0)[:, None]
+    with no_autocast(images.device):
+        return F.conv2d(padded, weight, groups=batch * channels).reshape(images.shape)

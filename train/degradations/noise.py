@@ -23,8 +23,8 @@ def _check(image: torch.Tensor, amount: float, name: str, generator: torch.Gener
 def _to_grey(image: torch.Tensor) -> torch.Tensor:
     if image.shape[0] == 1:
         return image
-    weight = torch.tensor([0.299, 0.587, 0.114], dtype=image.dtype, device=image.device)
-    return torch.einsum("c,chw->hw", weight, image)[None]
+    red, green, blue = image  # no tensor of weights: on a GPU its copy would be waited for
+    return (0.299 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)[None]
 
 
 def gaussian_noise(

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
-from ._checks import check_images
+from ._checks import check_images, upload
 from .blur import filter_batch, gaussian_kernels, sinc_kernels
-from .jpeg import jpeg_compress
+from .jpeg import Codec, jpeg_compress
 from .labels import labels
 from .levels import NO_JPEG, TRAINING_MIX, Level
 from .noise import gaussian_noise, poisson_noise
@@ -68,10 +68,12 @@ def _noise(pictures: Pictures, stage: StageParams) -> Pictures:
     return out
 
 
-def _jpeg(pictures: Pictures, quality: torch.Tensor, active: torch.Tensor) -> Pictures:
+def _jpeg(
+    pictures: Pictures, quality: torch.Tensor, active: torch.Tensor, codec: Codec
+) -> Pictures:
     chosen = torch.nonzero(active & (quality < NO_JPEG)).flatten().tolist()
     out = list(pictures)
-    compressed = jpeg_compress([pictures[i] for i in chosen], quality[chosen].tolist())
+    compressed = jpeg_compress([pictures[i] for i in chosen], quality[chosen].tolist(), codec)
     for i, picture in zip(chosen, compressed, strict=True):
         out[i] = picture
     return out
@@ -92,17 +94,21 @@ def _final(pictures: Pictures, params: DegradationParams, size: tuple[int, int])
 
 
 @torch.no_grad()
-def apply(params: DegradationParams, images: torch.Tensor, scale: int = 4) -> torch.Tensor:
+def apply(
+    params: DegradationParams, images: torch.Tensor, scale: int = 4, codec: Codec = "auto"
+) -> torch.Tensor:
     """Degrade a batch: blur, resize, noise, JPEG, a second round where drawn, resize to 1/scale.
 
     The result is a function of the arguments: the noise fields come from the seeds in `params`
     (through the generator of the pictures' device, so CPU and GPU fields differ). A sample does
-    not depend on its neighbours in the batch.
+    not depend on its neighbours in the batch. Pictures on a GPU are never waited for: all that
+    decides what is computed is in `params`.
 
     Args:
         params: B samples.
         images: float32 / float64 [B, C, H, W] in 0..1, C 1 or 3, H and W multiples of `scale`.
         scale: 1 or more.
+        codec: what compresses, see `jpeg_compress`.
 
     Returns:
         [B, C, H / scale, W / scale], dtype and device of `images`, multiples of 1/255 in 0..1.
@@ -126,14 +132,14 @@ def apply(params: DegradationParams, images: torch.Tensor, scale: int = 4) -> to
     pictures = _blur(list(images), params.stage1)
     pictures = _resize(pictures, params.stage1, [(height, width)] * batch)
     pictures = _noise(pictures, params.stage1)
-    pictures = _jpeg(pictures, params.stage1.jpeg_quality, torch.ones_like(two))
+    pictures = _jpeg(pictures, params.stage1.jpeg_quality, torch.ones_like(two), codec)
     if bool(two.any()):
         pictures = _blur(pictures, params.stage2)
         pictures = _resize(pictures, params.stage2, [size] * batch)
         pictures = _noise(pictures, params.stage2)
-        pictures = _jpeg(pictures, params.stage2.jpeg_quality, ~params.jpeg_last)
+        pictures = _jpeg(pictures, params.stage2.jpeg_quality, ~params.jpeg_last, codec)
     pictures = _final(pictures, params, size)
-    pictures = _jpeg(pictures, params.stage2.jpeg_quality, params.jpeg_last)
+    pictures = _jpeg(pictures, params.stage2.jpeg_quality, params.jpeg_last, codec)
     return (torch.stack(pictures) * 255).round().clamp(0, 255) / 255
 
 
@@ -154,4 +160,4 @@ def degrade(
     """
     check_images(images)
     params = sample(generator, images.shape[0], level)
-    return apply(params, images, scale), labels(params).to(images.device)
+    return apply(params, images, scale), upload(labels(params), images.device)

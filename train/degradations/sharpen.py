@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ._checks import check_images
+from ._checks import check_images, upload
 from .blur import spectral_filter
 
 
@@ -38,18 +38,17 @@ def usm_sharpen(
     sigma = 0.3 * ((taps - 1) * 0.5 - 1) + 0.8
     axis = torch.arange(taps, dtype=torch.float64) - taps // 2
     kernel = torch.exp(-0.5 * (axis / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).to(images.device)
-    square = torch.outer(kernel, kernel)[None]
+    kernel = upload((kernel / kernel.sum()).to(images.dtype), images.device)
     # One by one on the CPU: no picture's result depends on the others, and the cache holds it.
     parts = images.split(1) if images.device.type == "cpu" else (images,)
-    return torch.cat([_sharpen(part, square, weight, threshold) for part in parts])
+    return torch.cat([_sharpen(part, kernel, weight, threshold) for part in parts])
 
 
 def _sharpen(
-    images: torch.Tensor, kernel: torch.Tensor, weight: float, threshold: float
+    images: torch.Tensor, taps: torch.Tensor, weight: float, threshold: float
 ) -> torch.Tensor:
-    residual = images - spectral_filter(images, kernel)
+    residual = images - spectral_filter(images, taps)
     mask = (residual.abs() * 255 > threshold).to(images.dtype)
-    soft = spectral_filter(mask, kernel)
+    soft = spectral_filter(mask, taps)
     sharp = (images + weight * residual).clamp_(0, 1)
-    return images + soft * (sharp - images)
+    return sharp.sub_(images).mul_(soft).add_(images)
