@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dasr_ops.functional import best_memory_format
 from dasr_ops.models import CheckpointError
 from dasr_ops.train.config import PerceptualLossConfig
 from dasr_ops.train.losses import PerceptualLoss
@@ -17,6 +18,7 @@ from dasr_ops.train.losses.perceptual import gram_matrix
 from . import losses_files as files
 
 pytest.importorskip("h5py")
+pytestmark = pytest.mark.usefixtures("one_thread")
 NETWORKS = ("vgg19", "vgg16_hed")
 DEFAULTS = {
     "vgg19": {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1.0, "conv4_4": 1.0, "conv5_4": 1.0},
@@ -134,7 +136,7 @@ def test_pooling_before_the_activation_changes_no_gradient(network, made):
     features = loss_of(network, path).double().network
 
     def in_the_usual_order(x):
-        x = ((x - features.mean) / features.std).contiguous(memory_format=torch.channels_last)
+        x = ((x - features.mean) / features.std).contiguous(memory_format=best_memory_format(x))
         for name in files.layer_names(network):
             if name.endswith("_1") and name != "conv1_1":
                 x = F.max_pool2d(x, 2, ceil_mode=network == "vgg16_hed")
