@@ -33,8 +33,9 @@ class PerceptualLoss(nn.Module):
     its type; differences, Gram matrices and sums are float32.
 
     Nothing is trained, and the state dict is empty: checkpoints do not hold the network, and
-    ``parameters()`` yields nothing. On GPUs
-    ``.to(device, memory_format=torch.channels_last)`` is fastest.
+    ``parameters()`` yields nothing. ``.to(device, memory_format=torch.channels_last)`` applies to
+    the kernels; pictures keep their format, but for the CPU kernels of this package, which take
+    them as channels_last.
 
     Args:
         config: settings; if both of its weights are 0, no network is loaded and nothing computed.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dasr_ops import FusedConv2d
-from dasr_ops.functional import best_memory_format
+from dasr_ops.functional import uses_cpu_kernels
 
 _CHANNELS = (64, 128, 256, 512, 512)
 
@@ -194,7 +194,8 @@ class FeatureNetwork(nn.Module):
                 f"for {self.layers[-1]}, got {list(pictures.shape)}"
             )
         x = (pictures.to(self.mean.dtype) - self.mean) / self.std
-        x = x.contiguous(memory_format=best_memory_format(x))
+        if uses_cpu_kernels(x):  # elsewhere it stays as the caller has it
+            x = x.contiguous(memory_format=torch.channels_last)
         features = {}
         for conv in self._needed():
             x = getattr(self, conv.name)(x)
