@@ -32,6 +32,6 @@ def read_lines(path: Path, name: str) -> list[str]:
     return [_SIZE.sub("", line) for line in lines if line and not line.startswith("#")]
 
 
-def format_line(name: str, height: int, width: int, level: int) -> str:
+def format_line(name: str, height: int, width: int, channels: int, level: int) -> str:
     """Return the line of a PNG in a database's list."""
-    return f"{name}.png ({height},{width},3) {level}\n"
+    return f"{name}.png ({height},{width},{channels}) {level}\n"

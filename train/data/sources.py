@@ -16,6 +16,9 @@ from .pictures import picture_suffixes
 class Source(Protocol):
     """Encoded pictures in a fixed order."""
 
+    names: Sequence[str]
+    """What the source calls them."""
+
     def __len__(self) -> int:
         """Return the number of pictures, readable or not."""
         ...

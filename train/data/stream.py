@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
+import multiprocessing.util  # noqa: F401  it registers what it does at exit
 import os
 import signal
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +26,7 @@ from .library import Library
 from .pool import PairPool
 from .samples import Samples
 from .sources import open_source
-from .workers import Item, ItemMaker, WorkerStart, synthesize, unpack
+from .workers import Item, ItemMaker, end_workers, start_worker, synthesize, unpack
 
 if TYPE_CHECKING:
     from dasr_ops.train.synthesis import Synthesis
@@ -33,6 +36,16 @@ _MEANINGS = {
     "SIGBUS": ": shared memory is full (/dev/shm; docker run --shm-size enlarges it)",
     "SIGKILL": ": perhaps memory ran out; lower data.workers, or data.cache_bytes of each of them",
 }
+
+
+# Workers ignore the signal by which Python ends the processes that are left at its end.
+_streams: weakref.WeakSet[BatchStream] = weakref.WeakSet()
+
+
+@atexit.register  # after multiprocessing has: what is registered last is called first
+def _close_all() -> None:
+    for stream in list(_streams):
+        stream.close()
 
 
 class BatchStream(Iterator[Batch]):
@@ -75,7 +88,8 @@ class BatchStream(Iterator[Batch]):
         world_size: int = 1,
     ) -> None:
         data = config.data
-        self._items: Any = None  # for close, if anything below fails
+        self._items: Any = None
+        self._owner = os.getpid()
         self.skipped: dict[Path, str] = {}
         self.wait_seconds = 0.0
         self._synthesis, self._rank, self._device = synthesis, rank, torch.device(device)
@@ -98,6 +112,7 @@ class BatchStream(Iterator[Batch]):
             degrade=where == "loader",
         )
         self._items = self._start(start * config.engine.accumulate, data.workers)
+        _streams.add(self)
 
     def __iter__(self) -> BatchStream:
         return self
@@ -138,10 +153,9 @@ class BatchStream(Iterator[Batch]):
     def close(self) -> None:
         """End the processes; nothing comes any more. May be called again."""
         items, self._items = self._items, None
-        # What is done when the iterator is deleted, but a traceback may hold it.
-        shutdown = getattr(items, "_shutdown_workers", None)
-        if shutdown is not None:
-            shutdown()
+        if items is None or os.getpid() != self._owner:  # a fork's copy
+            return
+        end_workers(items)
 
     def __enter__(self) -> BatchStream:
         return self
@@ -157,7 +171,7 @@ class BatchStream(Iterator[Batch]):
             num_workers=workers,
             collate_fn=_same,
             pin_memory=self._device.type == "cuda",
-            worker_init_fn=WorkerStart(os.getpid()),
+            worker_init_fn=start_worker,
             prefetch_factor=_PREFETCH if workers else None,
             generator=torch.Generator(),  # it would draw from the global one
         )

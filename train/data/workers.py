@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 import os
 import pickle
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,46 +124,43 @@ unpack = pickle.loads
 """The inverse of `pack`."""
 
 
-class WorkerStart:
-    """What a worker does first: let signals be the main process's business, and watch over it.
+def start_worker(worker: int) -> None:
+    """Do what a worker does first: leave signals to the main process, and watch over it.
 
     Ctrl-C, and the SIGTERM that torchrun or a cluster's scheduler send to all processes of a job,
     reach workers too; they go on, so that the main process can finish its step and save. They end
     when it tells them to, and when it is gone, even if what they have made fills the pipe to it.
+    Whoever starts them must kill those that do not end when told.
 
     Args:
-        owner: the main process.
+        worker: number of this worker.
     """
-
-    def __init__(self, owner: int) -> None:
-        self.owner = owner
-
-    def __call__(self, worker: int) -> None:
-        """Prepare this process."""
-        torch.set_num_threads(1)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # What Pillow says about metadata and large pictures; damaged ones are told by the stream.
-        warnings.filterwarnings("ignore", module=r"PIL\.|dasr_ops\.models\.pictures")
-        if hasattr(signal, "sigtimedwait"):
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            wait = self._until_terminated
-        else:
-            wait = _sleep
-        threading.Thread(target=self._watch, args=(wait, os.getppid()), daemon=True).start()
-
-    def _watch(self, wait: Callable[[], bool], parent: int) -> None:
-        while not wait() and os.getppid() == parent:
-            pass
-        os._exit(0)
-
-    def _until_terminated(self) -> bool:
-        received = signal.sigtimedwait({signal.SIGTERM}, _PATROL)
-        return received is not None and received.si_pid == self.owner
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # What Pillow says about metadata and large pictures; bad ones are told by the stream.
+    warnings.filterwarnings("ignore", module=r"PIL\.|dasr_ops\.models\.pictures")
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
 
-def _sleep() -> bool:
-    time.sleep(_PATROL)
-    return False
+def end_workers(items: Any) -> None:
+    """End the processes behind an iterator of a `torch.utils.data.DataLoader`."""
+    # It does the same when it is deleted, but a traceback may hold it.
+    shutdown = getattr(items, "_shutdown_workers", None)
+    if shutdown is not None:
+        shutdown()
+    for worker in getattr(items, "_workers", ()):
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
+
+
+def _watch(parent: int) -> None:
+    # Both: forks hold each other's pipe to the main process; with forkserver it is no parent.
+    main = multiprocessing.parent_process()
+    while os.getppid() == parent and (main is None or main.is_alive()):
+        time.sleep(_PATROL)
+    os._exit(1)
 
 
 @contextlib.contextmanager
