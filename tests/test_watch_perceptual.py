@@ -118,7 +118,7 @@ def test_a_missing_package(monkeypatch):
     ):
         PerceptualDistance()
     monkeypatch.setattr(perceptual_distance, "PACKAGE", "torch")
-    with pytest.raises(MissingWeightsError, match="has no weights/vST0.0/alex"):
+    with pytest.raises(MissingWeightsError, match=r"has no weights/vST0\.0/alex"):
         PerceptualDistance()
 
 

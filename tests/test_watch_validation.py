@@ -214,7 +214,7 @@ def test_bad_pictures_are_left_out_with_one_warning_each(tmp_path):
         (tmp_path / name).unlink()
     with (
         pytest.warns(UserWarning),
-        pytest.raises(ValueError, match="validation.pictures: none of 1 pictures can be used"),
+        pytest.raises(ValueError, match=r"validation\.pictures: none of 1 pictures can be used"),
     ):
         Validation(config(tmp_path))
 
