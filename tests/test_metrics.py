@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
+from scipy import ndimage, signal
 from skimage import color, metrics
 
 from dasr_ops.train.metrics import psnr_y, rgb_to_y, ssim_y
@@ -65,6 +65,80 @@ def test_psnr_and_ssim_match_the_definition_and_scikit_image(border, rounded):
             a, b, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
         assert ssim[i].item() == pytest.approx(theirs, abs=1e-10)
+
+
+def basicsr(pred, target, border):
+    """PSNR and SSIM as BasicSR defines them for saved pictures, from [3, H, W] in 0..1.
+
+    uint8 pictures, the border cut, luma through float32 / 255, then float64 and an 11x11 window.
+    """
+    lumas = []
+    for x in (pred, target):
+        saved = np.rint(x.numpy().clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)[..., ::-1]
+        height, width = saved.shape[:2]
+        bgr = saved[border : height - border, border : width - border].astype(np.float32) / 255
+        y = (np.dot(bgr, [24.966, 128.553, 65.481]) + 16.0) / 255
+        lumas.append((y.astype(np.float32) * 255).astype(np.float64))
+    a, b = lumas
+    mse = np.mean((a - b) ** 2)
+    psnr = math.inf if mse == 0 else 10 * math.log10(255 * 255 / mse)
+    offsets = np.arange(11) - 5.0
+    taps = np.exp(-(offsets**2) / (2 * 1.5**2))
+    window = np.outer(taps / taps.sum(), taps / taps.sum())
+
+    def filtered(x):
+        return signal.correlate2d(x, window, mode="valid")
+
+    mu_a, mu_b = filtered(a), filtered(b)
+    var_a, var_b = filtered(a**2) - mu_a**2, filtered(b**2) - mu_b**2
+    cov = filtered(a * b) - mu_a * mu_b
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    ssim = (2 * mu_a * mu_b + c1) * (2 * cov + c2)
+    return psnr, (ssim / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))).mean()
+
+
+@pytest.mark.parametrize("border", [0, 4])
+@pytest.mark.parametrize(
+    ("size", "spread"),
+    [((40, 53), 0.1), ((64, 31), 0.02), ((19, 19), 0.3), ((33, 47), 0.0), ((48, 48), 1.0)],
+)
+def test_both_are_those_of_basicsr(size, spread, border):
+    """BasicSR rounds luma to float32: 3e-5 of 235, next to differences of at least 0.1."""
+    pred, target = pair(2, *size, seed=size[0], spread=spread)
+    psnr, ssim = psnr_y(pred, target, border), ssim_y(pred, target, border)
+    for i in range(2):
+        expected = basicsr(pred[i], target[i], border)
+        assert psnr[i].item() == pytest.approx(expected[0], abs=1e-4)
+        assert ssim[i].item() == pytest.approx(expected[1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [((0, 0, 0), (255, 255, 255)), ((255, 0, 0), (0, 0, 255)), ((9, 9, 9), (10, 9, 9))]
+)
+def test_flat_pictures(a, b):
+    pred, target = (
+        (torch.tensor(colour, dtype=torch.float64) / 255).view(1, 3, 1, 1).expand(1, 3, 11, 11)
+        for colour in (a, b)
+    )
+    expected = basicsr(pred[0], target[0], 0)
+    assert psnr_y(pred, target, 0).item() == pytest.approx(expected[0], abs=1e-3)
+    assert ssim_y(pred, target, 0).item() == pytest.approx(expected[1], abs=1e-6)
+
+
+def test_values_out_of_range_and_half_precision():
+    pred, target = pair(1, spread=0.0)
+    wide = pred * 1.5 - 0.25
+    assert psnr_y(wide, target).item() == pytest.approx(psnr_y(wide.clamp(0, 1), target).item())
+    assert psnr_y(pred.float(), target.float()).dtype == torch.float64
+    assert math.isnan(psnr_y(pred * math.nan, target).item())
+
+
+def test_the_least_size():
+    x, y = pair(1, 11, 11)
+    assert math.isfinite(ssim_y(x, y, border=0).item())
+    with pytest.raises(ValueError, match="border: expected at least 11 pixels"):
+        ssim_y(x[..., :10], y[..., :10], border=0)
+    assert math.isfinite(psnr_y(x[..., :1, :1], y[..., :1, :1], border=0).item())
 
 
 def test_known_values():

@@ -155,7 +155,7 @@ def test_columns_stay_where_they_are_after_a_resume(tmp_path):
     log, _ = run_log(tmp_path, start=1, every=1)
     log.step(2, {"new": 3, "loss": 1}, pictures=1, wait=0)  # without gan
     first, second = read(tmp_path / "log.csv")
-    assert list(first) == "time step loss gan new images_per_second wait_share".split()
+    assert list(first) == ["time", "step", "loss", "gan", "new", "images_per_second", "wait_share"]
     assert (first["new"], second["gan"], second["new"]) == ("", "", "3")
 
 
@@ -215,11 +215,8 @@ def test_half_a_row_does_not_stay_behind(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "dasr_ops.train.watch.csv_log.open",
-            lambda p, m, buffering: Full(p, "ab"),
-            raising=False,
-        )
+        opened = "dasr_ops.train.watch.csv_log.open"
+        patch.setattr(opened, lambda path, mode, buffering: Full(path, "ab"), raising=False)
         with pytest.raises(OSError, match="full"):
             log.write(2, {"a": 2.0})
     assert (tmp_path / "x.csv").read_bytes() == good

@@ -6,6 +6,7 @@ import builtins
 import errno
 import io
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def test_a_missing_package_is_said_once(tmp_path, monkeypatch):
 
 
 class FailingWriter:
-    made: list[FailingWriter] = []
+    made: ClassVar[list[FailingWriter]] = []
     full = True
 
     def __init__(self, folder, purge_step, flush_secs):

@@ -145,7 +145,7 @@ class Progress:
 
 
 def _width(stream: Stream) -> dict[str, int | bool]:
-    """Return tqdm's arguments; some terminals (of containers, serial lines) say that they have 0."""
+    """Return tqdm's arguments; terminals of containers and serial lines may claim to have 0."""
     try:
         known = os.get_terminal_size(stream.fileno()).columns > 0
     except (OSError, ValueError, AttributeError):

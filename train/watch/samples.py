@@ -36,7 +36,7 @@ class Sample:
         name: relative path without extension.
         level: name of the degradation, or "pairs".
         draw: number of the degradation among those of this picture at this level.
-        lr: uint8 [1, 3, h, w].
+        lr: uint8 [1, 3, h, w]; None where only restored pictures are scored.
         gt: uint8 [1, 3, h * scale, w * scale].
         v: the true degradation vector, float32 [1, 33], or None where it is not known.
     """
@@ -44,7 +44,7 @@ class Sample:
     name: str
     level: str
     draw: int
-    lr: Tensor
+    lr: Tensor | None
     gt: Tensor
     v: Tensor | None
 
@@ -54,6 +54,7 @@ class SampleSet(Protocol):
 
     levels: tuple[str, ...]
     names: list[str]
+    paths: dict[str, Path]  # of the ground truth
     scale: int
 
     def size(self, name: str) -> tuple[int, int]:
@@ -169,6 +170,11 @@ class PairSet:
             match(self.lr_paths[level], self.paths, folder, gt)
         self.names = list(self.paths)
 
+    def has_vectors(self) -> bool:
+        """Whether a file that may hold the true degradation vector lies beside some picture."""
+        every = (path for paths in self.lr_paths.values() for path in paths.values())
+        return any(path.with_suffix(".json").is_file() for path in every)
+
     def size(self, name: str) -> tuple[int, int]:
         """See `SampleSet`."""
         gt, sizes = read_size(self.paths[name]), []
@@ -197,6 +203,35 @@ class PairSet:
                 failed(path.as_posix(), str(error))
                 continue
             yield Sample(name, level, 0, lr, gt[:, :, :height, :width], v)
+
+
+class GroundTruthSet:
+    """Ground truth without LR pictures, to score pictures that were restored before.
+
+    Args:
+        gt: folder of the ground truth.
+        scale: the magnification: results may be by less than this smaller than ground truth.
+
+    Raises:
+        ValueError: no folder, or no pictures.
+    """
+
+    levels = (PAIRS,)
+
+    def __init__(self, gt: Path, scale: int) -> None:
+        self.scale, self.paths = scale, find_pictures(gt)
+        self.names = list(self.paths)
+
+    def size(self, name: str) -> tuple[int, int]:
+        """See `SampleSet`."""
+        return read_size(self.paths[name])
+
+    def samples(self, name: str, failed: Failure) -> Iterator[Sample]:
+        """See `SampleSet`."""
+        try:
+            yield Sample(name, PAIRS, 0, None, read_rgb(self.paths[name]), None)
+        except PictureError as error:
+            failed(self.paths[name].as_posix(), str(error))
 
 
 def open_folder(

@@ -1,0 +1,386 @@
+"""``dasr eval``: how close networks, or pictures restored before, come to the ground truth."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from . import EXIT_FAILURE, UsageError
+
+if TYPE_CHECKING:
+    from dasr_ops.train.evaluate import Evaluation, Networks, Report
+    from dasr_ops.train.watch.samples import SampleSet
+
+_CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+
+
+def _help(text: str) -> Any:
+    return tyro.conf.arg(help=text)
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Score networks, or pictures restored before, against ground truth.
+
+    dasr eval PHOTOS: degrades photographs at each level, seeded by their names, and restores them.
+    dasr eval DIR: restores the pairs in DIR/lr and DIR/gt, or those made by dasr degrade.
+    dasr eval --lr LR --gt GT: restores pairs that have one name.
+    dasr eval --sr SR --gt GT: scores pictures that exist.
+
+    Prints PSNR and SSIM on the luma channel, of pictures rounded to 8 bits. Ground truth may have
+    some pixels more than the magnification divides; they are cut off.
+
+    Exit code: 0 if every picture was scored, 1 if any failed, 2 if the command line is wrong (or
+    pictures have no partner) and nothing was done, 130 after Ctrl-C.
+    """
+
+    photos: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """A folder: photographs, or pairs in lr/ and gt/, or what dasr degrade made."""
+
+    lr: Annotated[Path | None, _help("Folder of LR pictures; needs --gt.")] = None
+    gt: Annotated[Path | None, _help("Folder of ground truth, of the same names.")] = None
+    sr: Annotated[
+        tuple[Path, ...], _help("Folders of restored pictures, to be scored as they are.")
+    ] = ()
+    suffix: Annotated[
+        str, _help("End of the names of LR and SR pictures that ground truth lacks, such as _x4.")
+    ] = ""
+    methods: Annotated[
+        tuple[str, ...],
+        _help(
+            "Among bicubic, static (see --static), dasr, true-v (DASR told the true degradation "
+            "vector), mean-v (told the mean vector). Default: bicubic, static if given, dasr; none "
+            "where --sr is given without --lr."
+        ),
+    ] = ()
+    weights: Annotated[
+        tuple[Path, ...],
+        _help(
+            "DASR: one .safetensors file, or the .pth files of G and P. Default: the weights of "
+            "the package."
+        ),
+    ] = ()
+    static: Annotated[Path | None, _help("Weights of an SRResNet to compare with.")] = None
+    levels: Annotated[
+        tuple[str, ...], _help("Degradations of photographs: clean, weak, standard, severe.")
+    ] = ("clean", "weak", "standard", "severe")
+    draws: Annotated[
+        int, _help("Degradations of each photograph at each level; clean has one.")
+    ] = 3
+    seed: Annotated[int, _help("Of the draws.")] = 0
+    limit: Annotated[int, _help("At most so many pictures, the first by name; 0: all.")] = 0
+    border: Annotated[
+        int | None, _help("Pixels cut from each side for PSNR and SSIM. Default: magnification.")
+    ] = None
+    scale: Annotated[int | None, _help("Magnification, where no network says it. Default: 4.")] = (
+        None
+    )
+    perceptual: Annotated[
+        bool, _help("Also the learned distance ST-LPIPS; needs the package stlpips-pytorch.")
+    ] = False
+    vector: Annotated[
+        bool,
+        _help(
+            "Also the error of each entry of the predicted degradation vector, beside those of "
+            "constant predictors. The truth comes from the draws or from NAME.json beside NAME.png."
+        ),
+    ] = False
+    mix: Annotated[
+        tuple[str, ...],
+        _help(
+            "Levels that the network was trained with, for the constant predictors, such as "
+            "weak=0.3 standard=0.3 severe=0.4 (the default)."
+        ),
+    ] = ()
+    labels: Annotated[
+        Literal["unified", "official"],
+        _help("Meaning of the degradation vector; official: that of the released weights."),
+    ] = "unified"
+    output: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            aliases=["-o"], help="Write OUTPUT.md, OUTPUT.csv (each picture) and OUTPUT.json."
+        ),
+    ] = None
+    device: Annotated[str | None, _help("cpu, cuda, cuda:1, mps. Default: the best there is.")] = (
+        None
+    )
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"], _help("Arithmetic of the networks.")
+    ] = "float32"
+    tile: Annotated[
+        int,
+        _help(
+            "Side of the square that DASR sees at a time, in LR pixels; 0: the whole picture. It "
+            "changes memory only, not results."
+        ),
+    ] = 256
+    quiet: Annotated[bool, _help("Print the table and errors only.")] = False
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``dasr eval`` with the arguments ``argv`` and return its exit code."""
+    options = _checked(_hand_back(tyro.cli(Eval, args=list(argv), prog="dasr eval")))
+    from dasr_ops.train.evaluate import Report
+
+    try:
+        run, settings = _prepared(options)
+        if options.output is not None:
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    except OSError as error:
+        raise UsageError(f"--output {options.output}: {error.strerror or error}") from None
+    evaluation = _run(run, options)
+    if not evaluation.records:
+        print("error: no picture could be scored", file=sys.stderr)
+        return EXIT_FAILURE
+    report = Report(evaluation, settings)
+    print(f"{report.heading()}, border {settings['border']}\n")
+    print(report.markdown(), end="")
+    if evaluation.vector is not None and len(evaluation.vector):
+        print(f"\n{evaluation.vector.summary()}")
+    written = options.output is None or _write(report, options)
+    return EXIT_FAILURE if evaluation.failed or not written else 0
+
+
+def _hand_back(options: Eval) -> Eval:
+    """Return to ``photos`` the folder that follows an option of as many values as there are."""
+    from dasr_ops.train.degradations import LEVELS
+    from dasr_ops.train.evaluate import METHODS
+
+    takes: dict[str, Callable[[Any], bool]] = {
+        "weights": lambda value: value.suffix in _CHECKPOINT_SUFFIXES,
+        "methods": lambda value: value in METHODS or not Path(value).is_dir(),
+        "levels": lambda value: value in LEVELS or not Path(value).is_dir(),
+        "mix": lambda value: "=" in value,
+    }
+    photos = options.photos
+    for name, fits in takes.items():
+        values = getattr(options, name)
+        count = next((i for i, value in enumerate(values) if not fits(value)), len(values))
+        if count < len(values):
+            if count == 0:
+                raise UsageError(f"--{name} {values[0]}: expected another kind of value")
+            photos = (*photos, *map(Path, values[count:]))
+            options = replace(options, **{name: values[:count]})
+    return replace(options, photos=photos)
+
+
+def _checked(options: Eval) -> Eval:
+    if len(options.photos) > 1:
+        raise UsageError(f"expected one folder, got {' '.join(map(str, options.photos))}")
+    if options.photos and (options.lr or options.gt or options.sr):
+        raise UsageError(f"{options.photos[0]}: --lr, --sr and --gt take the place of a folder")
+    if not options.photos and options.gt is None:
+        raise UsageError("expected a folder of photographs, or --gt with --lr or --sr")
+    if options.gt is not None and options.lr is None and not options.sr:
+        raise UsageError("--gt: expected --lr or --sr beside it")
+    if len(options.weights) > 2:
+        raise UsageError(f"--weights: expected one or two files, got {len(options.weights)}")
+    for name, least in (("draws", 1), ("seed", 0), ("limit", 0), ("tile", 0), ("border", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UsageError(f"--{name}: expected {least} or more, got {value}")
+    if options.scale is not None and options.scale < 1:
+        raise UsageError(f"--scale: expected 1 or more, got {options.scale}")
+    restores = bool(options.photos) or options.lr is not None
+    if not restores and (options.methods or options.vector):
+        raise UsageError("--methods and --vector: expected --lr or a folder to restore")
+    if restores and not options.methods:
+        static = ("static",) if options.static is not None else ()
+        options = replace(options, methods=("bicubic", *static, "dasr"))
+    if "static" in options.methods and options.static is None:
+        raise UsageError("--methods static: expected --static with its weights")
+    return options
+
+
+def _prepared(options: Eval) -> tuple[partial[Evaluation], dict[str, Any]]:
+    """Return the evaluation, ready to run, and the settings to remember."""
+    from dasr_ops.train.degradations import NUM_LABELS, SCHEMES
+    from dasr_ops.train.evaluate import (
+        METHODS,
+        VectorErrors,
+        evaluate,
+        folder_method,
+        mix_constants,
+        network_methods,
+    )
+    from dasr_ops.train.perceptual_distance import MissingWeightsError
+    from dasr_ops.train.watch.pairs import find_pictures, match
+    from dasr_ops.train.watch.scores import Scores
+
+    unknown = [name for name in options.methods if name not in METHODS]
+    if unknown:
+        raise UsageError(f"--methods: expected names among {' '.join(METHODS)}, got {unknown[0]}")
+    if options.labels not in SCHEMES:
+        raise UsageError(f"--labels: expected one of {' '.join(SCHEMES)}, got {options.labels}")
+    mix = _mix(options.mix)
+    networks = _networks(options)
+    scale = networks.scale
+    if scale is not None and options.scale not in (None, scale):
+        raise UsageError(f"--scale {options.scale}: the network magnifies by {scale}")
+    scale = scale or options.scale or 4
+    samples = _samples(options, scale)
+    vectors = options.vector or "true-v" in options.methods
+    if vectors and not getattr(samples, "has_vectors", lambda: True)():
+        raise UsageError("--vector and true-v: expected NAME.json beside the LR pictures")
+    if networks.dasr is not None and (vectors or "mean-v" in options.methods):
+        count = networks.dasr.net_p.config["num_params"]
+        if count != NUM_LABELS:
+            raise UsageError(f"--weights: expected {NUM_LABELS} entries of v, got {count}")
+    border = scale if options.border is None else options.border
+    try:
+        scores = Scores(border, perceptual=options.perceptual, device=networks.device)
+    except MissingWeightsError as error:
+        raise UsageError(f"--perceptual: {error}") from None
+
+    methods = {}
+    for folder, label in zip(options.sr, _folder_names(options.sr), strict=True):
+        paths = find_pictures(folder, options.suffix)
+        match(paths, samples.paths, folder, options.gt)
+        methods[label] = folder_method(paths)
+    if options.methods:
+        mean = _mean_vector(samples.levels, mix, options.labels)
+        methods |= network_methods(options.methods, networks, scale, mean)
+    vector = predict = None
+    if options.vector:
+        vector = VectorErrors(*mix_constants(mix, options.labels))
+        upscaler = networks.upscaler()
+
+        def predict(lr: Any) -> Any:
+            return upscaler.predict(lr).v
+
+    run = partial(evaluate, samples, methods, scores, vector=vector, predict=predict)
+    names = samples.names[: options.limit] if options.limit else samples.names
+    settings = _settings(options, scale=scale, border=border, mix=mix)
+    return partial(run, names=names), settings
+
+
+def _run(run: partial[Evaluation], options: Eval) -> Evaluation:
+    from tqdm import tqdm
+
+    total = len(run.keywords["names"])
+    hidden = True if options.quiet else None  # None: where nobody watches
+    with tqdm(total=total, unit="picture", leave=False, disable=hidden) as bar:
+        return run(
+            failed=lambda name, reason: bar.write(f"error: {name}: {reason}", file=sys.stderr),
+            done=lambda name: bar.update(),
+        )
+
+
+def _samples(options: Eval, scale: int) -> SampleSet:
+    from dasr_ops.train.watch.samples import PAIRS, GroundTruthSet, PairSet, open_folder
+
+    if options.photos:
+        return open_folder(
+            options.photos[0],
+            options.levels,
+            scale,
+            draws=options.draws,
+            seed=options.seed,
+            scheme=options.labels,
+            suffix=options.suffix,
+        )
+    if options.lr is not None:
+        return PairSet({PAIRS: options.lr}, options.gt, scale, suffix=options.suffix)
+    return GroundTruthSet(options.gt, scale)
+
+
+def _networks(options: Eval) -> Networks:
+    import torch
+
+    from dasr_ops.models import CheckpointError, load_dasr, load_srresnet
+    from dasr_ops.models.upscale import DEFAULT_WEIGHTS, choose_device
+    from dasr_ops.train.evaluate import Networks
+
+    try:
+        device = choose_device() if options.device is None else torch.device(options.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UsageError(f"--device {options.device}: {first_line}") from None
+    dasr = static = None
+    if options.vector or set(options.methods) & {"dasr", "true-v", "mean-v"}:
+        if not options.weights and not DEFAULT_WEIGHTS.is_file():
+            raise UsageError("this build comes without weights; give --weights PATH")
+        try:
+            dasr = load_dasr(*(options.weights or (DEFAULT_WEIGHTS,)))
+        except CheckpointError as error:
+            raise UsageError(f"--weights: {error}") from None
+    if "static" in options.methods:
+        try:
+            static = load_srresnet(options.static)
+        except CheckpointError as error:
+            raise UsageError(f"--static: {error}") from None
+    dtype = getattr(torch, options.dtype)
+    return Networks(dasr, static, device=device, dtype=dtype, tile=options.tile)
+
+
+def _mix(entries: Sequence[str]) -> dict[str, float]:
+    from dasr_ops.train.config import LevelWeights
+    from dasr_ops.train.degradations import LEVELS
+
+    if not entries:
+        return LevelWeights().drawn()
+    mix = {}
+    for entry in entries:
+        name, _, weight = entry.partition("=")
+        try:
+            mix[name] = float(weight)
+        except ValueError:
+            mix[name] = -1.0
+        if name not in LEVELS or not 0 <= mix[name] < float("inf"):
+            raise UsageError(
+                f"--mix {entry}: expected LEVEL=WEIGHT, LEVEL among {' '.join(LEVELS)}"
+            )
+    if not sum(mix.values()):
+        raise UsageError("--mix: expected weights that are not all 0")
+    return mix
+
+
+def _mean_vector(levels: Sequence[str], mix: dict[str, float], scheme: str) -> Any:
+    """Return the mean over an even mixture of the levels, or of the mix where they are unknown."""
+    from dasr_ops.train.degradations import LEVELS
+    from dasr_ops.train.evaluate import mix_constants
+
+    known = {level: 1.0 for level in levels if level in LEVELS}
+    return mix_constants(known or mix, scheme)[1]
+
+
+def _folder_names(folders: Sequence[Path]) -> list[str]:
+    short = [folder.resolve().name for folder in folders]
+    return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
+
+
+def _settings(options: Eval, **found: Any) -> dict[str, Any]:
+    from dasr_ops.version import __version__
+
+    given = {
+        name: [str(v) for v in value]
+        if isinstance(value, tuple)
+        else str(value)
+        if isinstance(value, Path)
+        else value
+        for name, value in vars(options).items()
+        if name not in ("output", "quiet")
+    }
+    return {"version": __version__, **given, **found}
+
+
+def _write(report: Report, options: Eval) -> bool:
+    try:
+        paths = report.write(options.output)
+    except OSError as error:
+        reason = error.strerror or error
+        print(f"error: {options.output} cannot be written: {reason}", file=sys.stderr)
+        return False
+    if not options.quiet:
+        print(f"written: {', '.join(map(str, paths))}", file=sys.stderr)
+    return True

@@ -1,0 +1,166 @@
+"""Ways to restore a picture, to be compared with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dasr_ops.models import DASR, SRResNet, Upscaler
+from dasr_ops.models.pictures import PictureError
+
+from ..watch.pairs import read_rgb
+from ..watch.samples import Sample
+
+Method = Callable[[Sample], Tensor]
+"""Maps a sample to SR, uint8 or float in 0..1 (about), [1, 3, H, W]."""
+
+METHODS = {
+    "bicubic": "bicubic",
+    "static": "SRResNet, same body",
+    "dasr": "DASR",
+    "true-v": "DASR, true v",
+    "mean-v": "DASR, mean v",
+}
+"""Methods by key, and how they are called in tables."""
+
+_TILE = 256
+
+
+@dataclass
+class Networks:
+    """The networks to compare.
+
+    Attributes:
+        dasr: P and G, or None.
+        static: a network without experts, or None.
+        device: where to compute.
+        dtype: of the features.
+        tile: side of the largest square of LR pixels that DASR sees at a time; 0: no limit. Tiles
+            have so much context that the result does not depend on it.
+    """
+
+    dasr: DASR | None = None
+    static: SRResNet | None = None
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    tile: int = _TILE
+
+    @property
+    def scale(self) -> int | None:
+        """The magnification of the networks, None without any.
+
+        Raises:
+            ValueError: they do not agree.
+        """
+        scales = {net.upscale for net in (self.dasr, self.static) if net is not None}
+        if len(scales) > 1:
+            raise ValueError(f"networks: expected one magnification, got {sorted(scales)}")
+        return next(iter(scales), None)
+
+    def upscaler(self) -> Upscaler:
+        """Return DASR in bounded memory.
+
+        Raises:
+            ValueError: there is no DASR.
+        """
+        if self.dasr is None:
+            raise ValueError("networks: expected a DASR, got None")
+        radius = self.dasr.receptive_field_radius
+        tile = 0 if self.tile == 0 else max(self.tile, 4 * radius)
+        return Upscaler(
+            self.dasr.eval(), tile=tile, overlap=radius, device=self.device, dtype=self.dtype
+        )
+
+
+def network_methods(
+    names: Sequence[str], networks: Networks, scale: int, mean: Tensor | None = None
+) -> dict[str, Method]:
+    """Return methods by their names in tables.
+
+    Args:
+        names: keys of `METHODS`.
+        networks: those that the methods need.
+        scale: the magnification, for bicubic interpolation.
+        mean: v [33] for "mean-v".
+
+    Raises:
+        ValueError: an unknown name, or the network or the vector that it needs is missing.
+    """
+    unknown = [name for name in names if name not in METHODS]
+    if unknown or not names:
+        raise ValueError(f"methods: expected names among {list(METHODS)}, got {list(names)}")
+    chosen: dict[str, Method] = {}
+    upscaler = networks.upscaler() if set(names) & {"dasr", "true-v", "mean-v"} else None
+    for name in names:
+        if name == "bicubic":
+            method: Method = _bicubic(scale)
+        elif name == "static":
+            if networks.static is None:
+                raise ValueError("methods: static needs the weights of a static network")
+            method = _static(networks.static, networks.device, networks.dtype)
+        elif name == "mean-v" and mean is None:
+            raise ValueError("methods: mean-v needs the mean vector")
+        else:
+            method = _dasr(upscaler, name, mean)
+        chosen[METHODS[name]] = method
+    return chosen
+
+
+def folder_method(paths: Mapping[str, Path]) -> Method:
+    """Return a method that reads pictures restored before.
+
+    Args:
+        paths: name -> file.
+    """
+
+    def restored(sample: Sample) -> Tensor:
+        path = paths[sample.name]
+        try:
+            return read_rgb(path)
+        except PictureError as error:
+            raise PictureError(f"{path}: {error}") from None
+
+    return restored
+
+
+def _lr(sample: Sample) -> Tensor:
+    if sample.lr is None:
+        raise ValueError("methods: expected LR pictures, got ground truth alone")
+    return sample.lr.float() / 255
+
+
+def _bicubic(scale: int) -> Method:
+    # With antialias the kernel is that of Pillow and MATLAB (a = -0.5), not OpenCV's.
+    return lambda sample: F.interpolate(
+        _lr(sample), scale_factor=scale, mode="bicubic", antialias=True
+    )
+
+
+def _static(network: SRResNet, device: torch.device | str, dtype: torch.dtype) -> Method:
+    network = network.eval().to(device=device, dtype=dtype)
+
+    @torch.no_grad()
+    def restored(sample: Sample) -> Tensor:
+        lr = _lr(sample).to(device, dtype, memory_format=torch.channels_last)
+        return network(lr).float().cpu()
+
+    return restored
+
+
+def _dasr(upscaler: Upscaler, name: str, mean: Tensor | None) -> Method:
+    def restored(sample: Sample) -> Tensor:
+        v = None
+        if name == "true-v":
+            v = sample.v
+            if v is None:
+                raise PictureError("the true degradation vector is not known")
+        elif name == "mean-v":
+            v = mean[None]
+        return upscaler(_lr(sample), degradation=v)
+
+    return restored

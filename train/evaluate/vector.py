@@ -1,0 +1,108 @@
+"""How well P predicts the degradation vector, beside predictors that say the same always."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..degradations import LAYOUT, NUM_LABELS, labels, sample
+
+COLUMNS = ("P", "median of the mix", "mean of the mix", "best constant")
+"""Predictors of the table. No constant has a lower error on the pictures than the best one: it is
+the median of their true vectors, which nobody knows beforehand."""
+
+
+def mix_vectors(
+    mix: Mapping[str, float], scheme: str = "unified", samples: int = 4096, seed: int = 0
+) -> Tensor:
+    """Draw degradation vectors, float32 [samples, 33], from a mix of levels (name -> weight)."""
+    generator = torch.Generator().manual_seed(seed)
+    return labels(sample(generator, samples, dict(mix)), scheme)
+
+
+def mix_constants(
+    mix: Mapping[str, float], scheme: str = "unified", samples: int = 4096
+) -> tuple[Tensor, Tensor]:
+    """Return the median and the mean [33] of the vectors of a mix of levels."""
+    v = mix_vectors(mix, scheme, samples)
+    return v.median(0).values, v.mean(0)
+
+
+class VectorErrors:
+    """Mean absolute errors of each of the 33 entries.
+
+    Args:
+        median: what a constant predictor would have learned under an L1 loss, [33].
+        mean: the same under a squared loss, [33].
+
+    Raises:
+        ValueError: not 33 numbers each.
+    """
+
+    def __init__(self, median: Tensor, mean: Tensor) -> None:
+        for name, value in (("median", median), ("mean", mean)):
+            if value.shape != (NUM_LABELS,):
+                raise ValueError(f"{name}: expected [{NUM_LABELS}], got {list(value.shape)}")
+        self._constants = (median.double(), mean.double())
+        self._levels: list[str] = []
+        self._predicted: list[Tensor] = []
+        self._true: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def add(self, level: str, predicted: Tensor, true: Tensor) -> None:
+        """Take in a prediction [1, 33] and the truth [1, 33]."""
+        self._levels.append(level)
+        self._predicted.append(predicted.detach().double().cpu().view(NUM_LABELS))
+        self._true.append(true.double().cpu().view(NUM_LABELS))
+
+    def result(self, level: str | None = None) -> dict[str, list[float]]:
+        """Return predictor (`COLUMNS`) -> 33 errors, over all pictures or those of a level.
+
+        Raises:
+            ValueError: there are none.
+        """
+        chosen = [i for i, name in enumerate(self._levels) if level in (None, name)]
+        if not chosen:
+            raise ValueError(f"level: expected one with known vectors, got {level!r}")
+        true = torch.stack([self._true[i] for i in chosen])
+        predicted = torch.stack([self._predicted[i] for i in chosen])
+        best = true.median(0).values
+        errors = [(guess - true).abs().mean(0) for guess in (predicted, *self._constants, best)]
+        return {name: e.tolist() for name, e in zip(COLUMNS, errors, strict=True)}
+
+    def as_json(self) -> dict[str, object]:
+        """Return all of it, for a file."""
+        levels = list(dict.fromkeys(self._levels))
+        return {
+            "entries": list(LAYOUT),
+            "pictures": len(self),
+            "all": self.result(),
+            "levels": {level: self.result(level) for level in levels},
+        }
+
+    def markdown(self) -> str:
+        """Return the table over all pictures, one row for each entry and one of means."""
+        errors = self.result()
+        lines = [
+            f"| error of v | {' | '.join(COLUMNS)} |",
+            f"| --- |{' --- |' * len(COLUMNS)}",
+        ]
+        for index, entry in enumerate(LAYOUT):
+            lines.append(_row(f"{index} {entry}", [errors[name][index] for name in COLUMNS]))
+        lines.append(_row("mean", [sum(errors[name]) / NUM_LABELS for name in COLUMNS]))
+        return "\n".join(lines) + "\n"
+
+    def summary(self) -> str:
+        """Return one line: where P is better than any constant."""
+        errors = self.result()
+        pairs = zip(errors["P"], errors["best constant"], strict=True)
+        better = sum(p < constant for p, constant in pairs)
+        return f"P is better than any constant for {better} of {NUM_LABELS} entries of v"
+
+
+def _row(name: str, values: Sequence[float]) -> str:
+    return f"| {name} | {' | '.join(f'{value:.4f}' for value in values)} |"
