@@ -26,7 +26,7 @@ setup(
     package_data={
         "dasr_ops": ["py.typed"],
         "dasr_ops.models": ["weights/*"],
-        "dasr_ops.train": ["*.toml", "*.json", "*.yml"],
+        "dasr_ops.train": ["*.toml", "*.json", "presets/*.yml"],
     },
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExtension, "build_py": BuildPython},

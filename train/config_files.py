@@ -28,7 +28,7 @@ from dasr_ops.models.files import atomic_path
 
 from .config import ConfigError, TrainConfig
 from .config_values import WrongTypeError, convert, hints, plain, show
-from .config_yaml import LocatedDict, format_yaml, read_yaml
+from .config_yaml import format_yaml, place_of, read_yaml
 
 CONFIG_NAME = "config.yml"
 """Name of the file with all settings in the folder of a run."""
@@ -40,7 +40,7 @@ _START = ("preset", "base")  # keys of a file that are not settings
 def presets() -> dict[str, str]:
     """Return the names of the presets, each with one line on what it is for."""
     found = {}
-    for path in sorted(_PRESETS.glob("*.yml")):
+    for path in sorted(_PRESETS.glob("*.yml"), key=lambda path: path.stem):
         with path.open(encoding="utf-8") as file:
             found[path.stem] = file.readline().lstrip("#").strip()
     return found
@@ -177,7 +177,7 @@ class _Reader:
             return cls(**values)
         except ConfigError as error:
             name = str(error).partition(":")[0]
-            raise ConfigError(f"{self.place(tuple(name.split('.')))}{error}") from None
+            raise ConfigError(f"{place_of(self.root, tuple(name.split('.')))}{error}") from None
 
     def value(self, kind: Any, value: Any, path: tuple[str, ...]) -> Any:
         try:
@@ -186,7 +186,7 @@ class _Reader:
             self.fail(path, str(error))
 
     def unknown(self, cls: type, key: Any, path: tuple[str, ...]) -> NoReturn:
-        place = self.place((*path, key))
+        place = place_of(self.root, (*path, key))
         dotted = ".".join((*path, str(key)))
         if not isinstance(key, str):
             raise ConfigError(f"{place}{dotted}: expected the name of a setting, got {show(key)}")
@@ -194,19 +194,7 @@ class _Reader:
 
     def fail(self, path: tuple[str, ...], text: str) -> NoReturn:
         colon = "" if text.startswith("[") else ": "  # [2]: an item of a list
-        raise ConfigError(f"{self.place(path)}{'.'.join(path) or 'settings'}{colon}{text}")
-
-    def place(self, path: tuple[Any, ...]) -> str:
-        """Return ``FILE:LINE: `` of the innermost part of a path that stands in the file."""
-        found, inner = "", self.root
-        for key in path or (None,):
-            if not isinstance(inner, LocatedDict):
-                break
-            if key not in inner:
-                found = found or f"{inner.origin}: "
-                break
-            found, inner = inner.place(key), inner[key]
-        return found
+        raise ConfigError(f"{place_of(self.root, path)}{'.'.join(path) or 'settings'}{colon}{text}")
 
 
 def _suggestion(cls: type, key: str, path: tuple[str, ...]) -> str:

