@@ -15,6 +15,7 @@ from ..version import __version__
 COMMANDS = {
     "upscale": (".upscale", "magnify pictures"),
     "convert": (".convert", "convert weights between .safetensors and pairs of .pth files"),
+    "degrade": (".degrade", "make test sets of degraded pictures"),
     "bench": (".bench", "measure the operator and the networks on this machine"),
 }
 """Name of a sub-command: its module, which has ``main(argv) -> int``, and one line of help."""
