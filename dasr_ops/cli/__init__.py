@@ -17,6 +17,7 @@ COMMANDS = {
     "convert": (".convert", "convert weights between .safetensors and pairs of .pth files"),
     "eval": (".evaluate", "score networks or pictures against ground truth"),
     "train": (".train", "train a network"),
+    "degrade": (".degrade", "make test sets of degraded pictures"),
     "bench": (".bench", "measure the operator and the networks on this machine"),
 }
 """Name of a sub-command: its module, which has ``main(argv) -> int``, and one line of help."""
