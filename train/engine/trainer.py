@@ -144,7 +144,7 @@ class Trainer:
                 means["lr"] = self.learner.learning_rate(step)
                 pictures = sum(map(len, parts)) * self.group.world_size
                 self.log.step(done, means, pictures=pictures, wait=wait)
-                if _due(done, config.log.images_every):
+                if self.log.wants_pictures(done):
                     self.log.pictures(done, *self._shown())
             last = done == total
             if last or _due(done, config.validation.every):
@@ -171,7 +171,8 @@ class Trainer:
     def _validate(self, step: int) -> None:
         if self.validation is not None and self.log is not None:
             restorer = self.learner.average.network
-            scores = self.validation.run(lambda lr: restorer(lr)[0])
+            with self.log.paused():
+                scores = self.validation.run(lambda lr: restorer(lr)[0])
             self.log.validation(step, scores)
         self.group.barrier()
 
@@ -183,6 +184,10 @@ class Trainer:
 
     def _save(self, step: int) -> bool:
         """Write a checkpoint and the networks; returns whether that worked."""
+        with self.log.paused() if self.log is not None else contextlib.nullcontext():
+            return self._save_all(step)
+
+    def _save_all(self, step: int) -> bool:
         # A checkpoint counts when the first process has written its own: it waits for the others.
         error = None if self.group.is_main else self._write(step)
         self.group.barrier()
