@@ -205,6 +205,14 @@ def test_a_picture_too_large_for_the_memory(tmp_path):
     assert result == Validation(config(tmp_path, levels=("clean",))).run(model)
 
 
+def test_pictures_that_vanish(tmp_path):
+    path = picture(tmp_path / "x.png")
+    validation = Validation(config(tmp_path))
+    path.unlink()
+    with pytest.warns(UserWarning, match="no picture can be used any more"):
+        assert validation.run(enlarge) == {}
+
+
 def test_another_size_is_named(tmp_path):
     picture(tmp_path / "x.png")
     with pytest.raises(ValueError, match=r"model: expected \[1, 3, 88, 96\] for x, got"):

@@ -79,10 +79,10 @@ class Validation:
 
         Returns:
             Level -> metric ("psnr" in dB, "ssim", "perceptual") -> mean over the pictures. A level
-            of which no picture could be used is left out.
+            of which no picture could be used is left out; nothing, with a warning, if all are gone.
 
         Raises:
-            ValueError: the network returns another shape, or no picture can be read any more.
+            ValueError: the network returns another shape.
         """
         from tqdm import tqdm
 
@@ -102,8 +102,8 @@ class Validation:
                     except (torch.OutOfMemoryError, MemoryError):
                         self._skip(f"{name} ({one.level})", "not enough memory for all of it")
         result = means.result()
-        if not result:
-            raise ValueError("validation.pictures: no picture can be used any more")
+        if not result:  # a disk that is gone should not end days of training
+            warnings.warn("validation: no picture can be used any more", stacklevel=2)
         return {level: result[level] for level in self.levels if level in result}
 
     def _score(
