@@ -209,8 +209,10 @@ def test_pictures_that_vanish(tmp_path):
     path = picture(tmp_path / "x.png")
     validation = Validation(config(tmp_path))
     path.unlink()
-    with pytest.warns(UserWarning, match="no picture can be used any more"):
+    with pytest.warns(UserWarning) as caught:
         assert validation.run(enlarge) == {}
+    assert "leaves out x" in str(caught[0].message)
+    assert "no picture can be used any more" in str(caught[1].message)
 
 
 def test_another_size_is_named(tmp_path):
