@@ -365,3 +365,10 @@ def test_vector_errors_by_hand():
         errors.result("c")
     with pytest.raises(ValueError, match=r"mean: expected \[33\]"):
         VectorErrors(torch.zeros(33), torch.zeros(32))
+
+
+def test_help(capsys):
+    assert main(["eval", "--help"]) == 0
+    assert "dasr eval --sr SR --gt GT" in " ".join(capsys.readouterr().out.split())
+    assert main(["--help"]) == 0
+    assert "eval     score networks or pictures" in capsys.readouterr().out

@@ -147,3 +147,14 @@ def test_the_real_weights():
     # What the package's own code says.
     expected = [0.002934654, 0.002737103]
     assert PerceptualDistance()(a, b).tolist() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("height", [*range(21, 34), 64, 65])
+def test_strips_change_nothing(weights, monkeypatch, height):
+    distance, a = PerceptualDistance(weights), torch.rand(1, 3, height, 23)
+    b = torch.rand_like(a)
+    monkeypatch.setattr(perceptual_distance, "_STRIP_VALUES", 10**9)
+    whole = distance._first(a), distance(a, b).item()
+    monkeypatch.setattr(perceptual_distance, "_STRIP_VALUES", 1)  # eight rows of the result
+    torch.testing.assert_close(distance._first(a), whole[0], rtol=1e-5, atol=1e-5)
+    assert distance(a, b).item() == pytest.approx(whole[1], rel=1e-5)

@@ -189,6 +189,32 @@ def test_what_is_not_finite_is_a_score(tmp_path):
     assert result["clean"]["ssim"] == pytest.approx(1, abs=1e-12)
 
 
+def test_a_picture_too_large_for_the_memory(tmp_path):
+    picture(tmp_path / "large.png", (96, 96))
+    picture(tmp_path / "small.png", (64, 64))
+
+    def model(lr):
+        if lr.shape[3] == 24:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return enlarge(lr)
+
+    validation = Validation(config(tmp_path, levels=("clean",)))
+    with pytest.warns(UserWarning, match="not enough memory"):
+        result = validation.run(model)
+    (tmp_path / "large.png").unlink()
+    assert result == Validation(config(tmp_path, levels=("clean",))).run(model)
+
+
+def test_pictures_that_vanish(tmp_path):
+    path = picture(tmp_path / "x.png")
+    validation = Validation(config(tmp_path))
+    path.unlink()
+    with pytest.warns(UserWarning) as caught:
+        assert validation.run(enlarge) == {}
+    assert "leaves out x" in str(caught[0].message)
+    assert "no picture can be used any more" in str(caught[1].message)
+
+
 def test_another_size_is_named(tmp_path):
     picture(tmp_path / "x.png")
     with pytest.raises(ValueError, match=r"model: expected \[1, 3, 88, 96\] for x, got"):

@@ -17,6 +17,8 @@ from ..watch.scores import Means, Scores
 from .methods import Method
 from .vector import VectorErrors
 
+_NO_MEMORY = (torch.OutOfMemoryError, MemoryError)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -106,7 +108,10 @@ def evaluate(
                 if sample.v is None:
                     fail(label, "the true degradation vector is not known")
                 else:
-                    vector.add(sample.level, predict(sample.lr.float() / 255), sample.v)
+                    try:
+                        vector.add(sample.level, predict(sample.lr.float() / 255), sample.v)
+                    except _NO_MEMORY:
+                        fail(f"{label}, v", "not enough memory")
             for method, restore in methods.items():
                 try:
                     began = time.perf_counter()
@@ -115,7 +120,7 @@ def evaluate(
                     values = scores(sr, _ground_truth(sample, sr, samples.scale))
                 except (PictureError, NonFiniteError) as error:
                     fail(f"{label}, {method}", str(error))
-                except (torch.OutOfMemoryError, MemoryError):
+                except _NO_MEMORY:
                     fail(f"{label}, {method}", "not enough memory")
                 else:
                     record = Record(method, sample.level, name, sample.draw, values, seconds)

@@ -14,7 +14,7 @@ from dasr_ops.models.pictures import PictureError
 
 from ..config import TrainConfig
 from .pairs import SizeMismatchError
-from .samples import open_folder
+from .samples import Sample, open_folder
 from .scores import Means, Scores
 
 _CACHE_BYTES = 2**28  # degraded pictures kept from one validation to the next
@@ -30,7 +30,8 @@ class Validation:
     as it is, not sharpened. One picture at a time is in memory, whole: `validation.limit` bounds
     their number, their size is up to the user.
 
-    A picture that cannot be read or is too small for the metrics is left out, with one warning.
+    A picture that cannot be read, is too small for the metrics, or too large for the memory is left
+    out, with one warning.
 
     Args:
         config: the run's settings; of them `validation` and the magnification count.
@@ -78,10 +79,10 @@ class Validation:
 
         Returns:
             Level -> metric ("psnr" in dB, "ssim", "perceptual") -> mean over the pictures. A level
-            of which no picture could be used is left out.
+            of which no picture could be used is left out; nothing, with a warning, if all are gone.
 
         Raises:
-            ValueError: the network returns another shape, or no picture can be read any more.
+            ValueError: the network returns another shape.
         """
         from tqdm import tqdm
 
@@ -96,17 +97,24 @@ class Validation:
         with torch.no_grad(), evaluation_mode(model):
             for name in names:
                 for one in self._set.samples(name, self._skip):
-                    lr = one.lr.to(self.device, torch.float32) / 255
-                    sr = model(lr)
-                    if sr.shape != one.gt.shape:
-                        raise ValueError(
-                            f"model: expected {list(one.gt.shape)} for {name}, got {list(sr.shape)}"
-                        )
-                    means.add(one.level, self._scores(sr, one.gt))
+                    try:
+                        means.add(one.level, self._score(model, one))
+                    except (torch.OutOfMemoryError, MemoryError):
+                        self._skip(f"{name} ({one.level})", "not enough memory for all of it")
         result = means.result()
-        if not result:
-            raise ValueError("validation.pictures: no picture can be used any more")
+        if not result:  # a disk that is gone should not end days of training
+            warnings.warn("validation: no picture can be used any more", stacklevel=2)
         return {level: result[level] for level in self.levels if level in result}
+
+    def _score(
+        self, model: nn.Module | Callable[[Tensor], Tensor], one: Sample
+    ) -> dict[str, float]:
+        sr = model(one.lr.to(self.device, torch.float32) / 255)
+        if sr.shape != one.gt.shape:
+            raise ValueError(
+                f"model: expected {list(one.gt.shape)} for {one.name}, got {list(sr.shape)}"
+            )
+        return self._scores(sr, one.gt)
 
     def _usable(self, limit: int) -> list[str]:
         usable: list[str] = []
