@@ -205,7 +205,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument("--patch", type=int, default=256)
-    parser.add_argument("--output", type=Path, help="folder for training_step.json and .md")
+    parser.add_argument(
+        "--output", type=Path, help="folder for training_step_PRECISION.json and .md"
+    )
     options = parser.parse_args()
     device = torch.device(options.device)
     with tempfile.TemporaryDirectory() as folder:
@@ -236,7 +238,8 @@ def main() -> None:
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
         for suffix, content in ((".md", text), (".json", json.dumps(report, indent=1) + "\n")):
-            with atomic_path(options.output / f"training_step{suffix}") as temporary:
+            path = options.output / f"training_step_{options.precision}{suffix}"
+            with atomic_path(path) as temporary:
                 temporary.write_text(content)
 
 

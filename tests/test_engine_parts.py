@@ -98,7 +98,8 @@ def test_options_reach_the_optimizer():
     ("config", "message"),
     [
         (OptimizerConfig(name="adamm"), "optimizer.name: expected one of .*Adam.*got 'adamm'"),
-        (OptimizerConfig(name="Optimizer.x"), "optimizer.name"),
+        (OptimizerConfig(name="Optimizer"), "optimizer.name"),
+        (OptimizerConfig(name="LBFGS"), "optimizer.name"),
         (OptimizerConfig(options={"epz": 1}), "Adam has no option 'epz'; it has .*eps"),
         (OptimizerConfig(options={"eps": -1}), "optimizer: Adam: Invalid epsilon"),
     ],

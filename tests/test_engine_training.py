@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from dasr_ops.train.config_files import save_config
 
 from dasr_ops.models import SRResNet, UNetDiscriminatorSN, load_dasr, load_srresnet, read_state_dict
+from dasr_ops.train.config_files import save_config
 from dasr_ops.train.engine import checkpoints as checkpoints_module
 from dasr_ops.train.engine import train
 from dasr_ops.train.engine.learner import Learner

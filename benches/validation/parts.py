@@ -54,7 +54,8 @@ def all_parts(quick: bool, limit: float | None = None) -> list[Part]:
             Part("GPU tests", gpu_tests, limit=180),
             Part("emulation against hardware", comparison, limit=120, reserve=30),
             Part("kernels on trial", trials, limit=60, reserve=30),
-            Part("benchmarks", benchmarks, limit=240, reserve=80),
+            Part("benchmarks", benchmarks, limit=220, reserve=50),
+            Part("training step", training_step, limit=50, reserve=20),
             Part("sanitizer", sanitizer, limit=120, reserve=30),
             Part("rest of the tests", rest_of_tests, limit=500, reserve=90),
         ]
@@ -265,6 +266,28 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
+
+
+def training_step(session: Session) -> Outcome:
+    """A step of training beside the same written the official way; what degradations cost."""
+    cuda = bool(session.facts.get("cuda"))
+    sizes = ["--rounds", "7"] if cuda else ["--rounds", "1", "--batch", "1", "--patch", "64"]
+    environment = {"DASR_OPS_COMMIT": session.facts.get("commit")}
+    failures, words = [], []
+    for precision in ("bfloat16", "float32") if cuda else ("float32",):
+        command = [sys.executable, session.root / "benches" / "training_step.py", *sizes]
+        command += ["--device", "cuda" if cuda else "cpu", "--precision", precision]
+        done = session.run(
+            [*command, "--output", session.folder],
+            limit=max(session.remaining() / (2 - len(words)), 5),
+            environment=environment,
+        )
+        words.append(f"{precision}: {done.ending if done.code or done.timed_out else 'measured'}")
+        if done.code != 0 or done.timed_out:
+            failures.append(
+                Failure(f"training_step.py, {precision}", f"{done.ending}\n{done.tail(8)}")
+            )
+    return Outcome(FAILED if failures else PASSED, "; ".join(words), failures)
 
 
 def find_sanitizer(facts: dict[str, Any]) -> str | None:

@@ -21,12 +21,8 @@ def build_optimizer(
         TrainingError: there is no such optimiser, or it refuses an option.
     """
     found = getattr(torch.optim, config.name, None)
-    if not (inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)):
-        names = sorted(
-            name
-            for name, value in vars(torch.optim).items()
-            if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
-        )
+    if not _usable(found):
+        names = sorted(name for name, value in vars(torch.optim).items() if _usable(value))
         raise TrainingError(
             f"optimizer.name: expected one of {', '.join(names)}, got {config.name!r}"
         )
@@ -48,6 +44,12 @@ def build_optimizer(
         raise TrainingError(f"optimizer: {config.name}: {error}") from error
 
 
+def _usable(found: object) -> bool:
+    # LBFGS calls for the gradients several times in a step, and Optimizer is what all derive from.
+    bases = (torch.optim.Optimizer, torch.optim.LBFGS)
+    return inspect.isclass(found) and issubclass(found, bases[0]) and found not in bases
+
+
 def _number(value: float) -> float | int:
-    # Some options count (history_size of LBFGS) and refuse 10.0.
+    # Options that are switches or counts refuse 1.0.
     return int(value) if float(value).is_integer() else value
