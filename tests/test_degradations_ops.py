@@ -10,12 +10,15 @@ from scipy import ndimage, special, stats
 
 from dasr_ops.train.degradations import usm_sharpen
 from dasr_ops.train.degradations.blur import (
+    _direct_filter,
+    fast_length,
     filter_batch,
     gaussian_kernels,
     mirror_index,
     mirror_pad,
     sinc_kernels,
     spectral_filter,
+    trim,
 )
 from dasr_ops.train.degradations.noise import gaussian_noise, poisson_noise
 from dasr_ops.train.degradations.resize import resize, scaled_size
@@ -119,11 +122,33 @@ def test_mirror_padding_reflects_as_often_as_numpy():
         assert torch.equal(row, mirror_index(positions, length))
 
 
+def test_lengths_that_suit_an_fft():
+    smooth_numbers = sorted(
+        2**a * 3**b * 5**c for a in range(11) for b in range(7) for c in range(5)
+    )
+    for length in (1, 7, 11, 97, 420, 450, 451, 511):
+        assert fast_length(length) == next(n for n in smooth_numbers if n >= length)
+
+
+def test_trimming_keeps_all_that_counts():
+    kernels = gaussian_kernels(
+        torch.tensor([21, 21, 9]),
+        torch.tensor([[0.3, 0.3], [0.5, 0.2], [3.0, 3.0]]),
+        torch.zeros(3),
+    )
+    for dtype in (torch.float32, torch.float64):
+        small = trim(kernels, dtype)
+        assert small.shape[1] == small.shape[2] and small.shape[1] % 2 == 1
+        assert (1 - small.sum((1, 2))).abs().max() < 4 * torch.finfo(dtype).eps
+    assert trim(kernels[:1], torch.float32).shape[1] < 9 <= trim(kernels, torch.float32).shape[1]
+    assert trim(kernels[:0], torch.float32).shape[0] == 0
+
+
 @pytest.mark.parametrize("k", [3, 7, 21])
 def test_direct_and_spectral_sums_agree(k):
     kernels = torch.rand(1, k, k, generator=torch.Generator().manual_seed(k)).double() / k**2
     x = picture(1, 3, 40, 33, dtype=torch.float32)
-    direct = filter_batch(x.to("cpu").double(), kernels).float()
+    direct = _direct_filter(x.double(), kernels).float()
     spectral = spectral_filter(x, kernels)
     # An FFT's error: a few roundings of numbers up to 1, far below a step of 8 bits.
     torch.testing.assert_close(spectral, direct, rtol=0, atol=32 * 2**-24)
