@@ -20,7 +20,7 @@ from dasr_ops.train.degradations.blur import (
     spectral_filter,
     trim,
 )
-from dasr_ops.train.degradations.noise import gaussian_noise, poisson_noise
+from dasr_ops.train.degradations.noise import gaussian_noise, poisson_counts, poisson_noise
 from dasr_ops.train.degradations.resize import resize, scaled_size
 
 
@@ -273,6 +273,34 @@ def test_poisson_noise_has_the_stated_distribution(scale):
     kept = expected > 20
     chi2 = ((observed - expected)[kept] ** 2 / expected[kept]).sum()
     assert stats.chi2(kept.sum() - 1).sf(chi2) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rate", [0.0, 0.7, 15.9, 16.1, 40.0, 255.0])
+def test_poisson_counts_have_their_distribution(rate, dtype):
+    """Both ways to draw them, next to where they meet and at the ends."""
+    n = 100_000
+    counts = poisson_counts(torch.full((n,), rate, dtype=dtype), generator(5))
+    assert counts.dtype == dtype and torch.equal(counts, counts.round()) and counts.min() >= 0
+    observed = np.bincount(counts.long().numpy(), minlength=500)[:500]
+    expected = stats.poisson(float(torch.tensor(rate, dtype=dtype))).pmf(np.arange(500)) * n
+    kept = expected > 20
+    if rate == 0:
+        assert observed[0] == n
+        return
+    chi2 = ((observed - expected)[kept] ** 2 / expected[kept]).sum()
+    assert stats.chi2(kept.sum() - 1).sf(chi2) > 1e-3
+    assert counts.double().mean().item() == pytest.approx(rate, abs=5 * math.sqrt(rate / n))
+    assert counts.double().var().item() == pytest.approx(
+        rate, rel=5 * math.sqrt((2 + 1 / rate) / n)
+    )
+
+
+def test_poisson_counts_of_mixed_rates():
+    rates = torch.linspace(0, 64, 65).repeat(400, 1)
+    counts = poisson_counts(rates, generator(6)).double()
+    z = (counts.mean(0)[1:] - rates[0, 1:]) / (rates[0, 1:] / 400).sqrt()
+    assert z.abs().max() < 5 and not counts[:, 0].any()
 
 
 @pytest.mark.parametrize("add", [gaussian_noise, poisson_noise])
