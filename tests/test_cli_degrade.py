@@ -20,12 +20,12 @@ from dasr_ops.train.degradations import (
     LEVELS,
     apply,
     decode,
+    describe,
     labels,
     sample,
     sample_seeds,
     usm_sharpen,
 )
-from dasr_ops.train.degradations.describe import describe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

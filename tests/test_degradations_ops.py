@@ -10,14 +10,17 @@ from scipy import ndimage, special, stats
 
 from dasr_ops.train.degradations import usm_sharpen
 from dasr_ops.train.degradations.blur import (
+    _direct_filter,
+    fast_length,
     filter_batch,
     gaussian_kernels,
     mirror_index,
     mirror_pad,
     sinc_kernels,
     spectral_filter,
+    trim,
 )
-from dasr_ops.train.degradations.noise import gaussian_noise, poisson_noise
+from dasr_ops.train.degradations.noise import gaussian_noise, poisson_counts, poisson_noise
 from dasr_ops.train.degradations.resize import resize, scaled_size
 
 
@@ -119,11 +122,33 @@ def test_mirror_padding_reflects_as_often_as_numpy():
         assert torch.equal(row, mirror_index(positions, length))
 
 
+def test_lengths_that_suit_an_fft():
+    smooth_numbers = sorted(
+        2**a * 3**b * 5**c for a in range(11) for b in range(7) for c in range(5)
+    )
+    for length in (1, 7, 11, 97, 420, 450, 451, 511):
+        assert fast_length(length) == next(n for n in smooth_numbers if n >= length)
+
+
+def test_trimming_keeps_all_that_counts():
+    kernels = gaussian_kernels(
+        torch.tensor([21, 21, 9]),
+        torch.tensor([[0.3, 0.3], [0.5, 0.2], [3.0, 3.0]]),
+        torch.zeros(3),
+    )
+    for dtype in (torch.float32, torch.float64):
+        small = trim(kernels, dtype)
+        assert small.shape[1] == small.shape[2] and small.shape[1] % 2 == 1
+        assert (1 - small.sum((1, 2))).abs().max() < 4 * torch.finfo(dtype).eps
+    assert trim(kernels[:1], torch.float32).shape[1] < 9 <= trim(kernels, torch.float32).shape[1]
+    assert trim(kernels[:0], torch.float32).shape[0] == 0
+
+
 @pytest.mark.parametrize("k", [3, 7, 21])
 def test_direct_and_spectral_sums_agree(k):
     kernels = torch.rand(1, k, k, generator=torch.Generator().manual_seed(k)).double() / k**2
     x = picture(1, 3, 40, 33, dtype=torch.float32)
-    direct = filter_batch(x.to("cpu").double(), kernels).float()
+    direct = _direct_filter(x.double(), kernels).float()
     spectral = spectral_filter(x, kernels)
     # An FFT's error: a few roundings of numbers up to 1, far below a step of 8 bits.
     torch.testing.assert_close(spectral, direct, rtol=0, atol=32 * 2**-24)
@@ -248,6 +273,34 @@ def test_poisson_noise_has_the_stated_distribution(scale):
     kept = expected > 20
     chi2 = ((observed - expected)[kept] ** 2 / expected[kept]).sum()
     assert stats.chi2(kept.sum() - 1).sf(chi2) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rate", [0.0, 0.7, 15.9, 16.1, 40.0, 255.0])
+def test_poisson_counts_have_their_distribution(rate, dtype):
+    """Both ways to draw them, next to where they meet and at the ends."""
+    n = 100_000
+    counts = poisson_counts(torch.full((n,), rate, dtype=dtype), generator(5))
+    assert counts.dtype == dtype and torch.equal(counts, counts.round()) and counts.min() >= 0
+    observed = np.bincount(counts.long().numpy(), minlength=500)[:500]
+    expected = stats.poisson(float(torch.tensor(rate, dtype=dtype))).pmf(np.arange(500)) * n
+    kept = expected > 20
+    if rate == 0:
+        assert observed[0] == n
+        return
+    chi2 = ((observed - expected)[kept] ** 2 / expected[kept]).sum()
+    assert stats.chi2(kept.sum() - 1).sf(chi2) > 1e-3
+    assert counts.double().mean().item() == pytest.approx(rate, abs=5 * math.sqrt(rate / n))
+    assert counts.double().var().item() == pytest.approx(
+        rate, rel=5 * math.sqrt((2 + 1 / rate) / n)
+    )
+
+
+def test_poisson_counts_of_mixed_rates():
+    rates = torch.linspace(0, 64, 65).repeat(400, 1)
+    counts = poisson_counts(rates, generator(6)).double()
+    z = (counts.mean(0)[1:] - rates[0, 1:]) / (rates[0, 1:] / 400).sqrt()
+    assert z.abs().max() < 5 and not counts[:, 0].any()
 
 
 @pytest.mark.parametrize("add", [gaussian_noise, poisson_noise])

@@ -255,8 +255,7 @@ def _degrade(job: Job, options: Degrade) -> None:
 
 
 def _degrade_once(image: Any, job: Job, task: Task, options: Degrade) -> None:
-    from dasr_ops.train.degradations import apply, labels, sample_seeds
-    from dasr_ops.train.degradations.describe import describe
+    from dasr_ops.train.degradations import apply, describe, labels, sample_seeds
 
     seed = picture_seed(options.seed, job.name, task.level, task.draw)
     params = sample_seeds([seed], task.level)

@@ -1,5 +1,6 @@
 """Degradation synthesis: draw (`sample`), degrade (`apply`), label (`labels`), read (`decode`)."""
 
+from .describe import describe
 from .labels import LAYOUT, NUM_LABELS, SCHEMES, Decoded, DecodedStage, decode, labels
 from .levels import LEVELS, NO_JPEG, TRAINING_MIX, Level, Sinc, Stage
 from .params import DegradationParams, StageParams
@@ -26,6 +27,7 @@ __all__ = [
     "apply",
     "decode",
     "degrade",
+    "describe",
     "labels",
     "sample",
     "sample_seeds",

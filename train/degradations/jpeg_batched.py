@@ -36,7 +36,7 @@ _CHROMA = (
 
 # JFIF's conversion (ITU-R BT.601) in 16-bit fixed point.
 _TO_YCC = ((19595, 38470, 7471), (-11059, -21709, 32768), (32768, -27439, -5329))
-_TO_YCC_OFFSET = (32768, (128 << 16) + 32767, (128 << 16) + 32767)
+_TO_YCC_OFFSET = (32768, (128 << 16) + 32767, (128 << 16) + 32767)  # halves up; chroma around 128
 _TO_RGB = ((0, 91881), (-22554, -46802), (116130, 0))
 
 
@@ -94,8 +94,13 @@ def _constants(device: torch.device) -> dict[str, torch.Tensor]:
     def whole(values: object) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int32).to(device)
 
+    transform = torch.from_numpy(_transform()).double()
+    # One matrix for each pass, with the division by a power of two that follows it.
     return {
-        "transform": torch.from_numpy(_transform()).double().to(device),
+        "across": (transform.T * 2.0 ** -(_BITS - _EXTRA)).to(device),
+        "down": (transform.T * 2.0 ** -(_BITS + _EXTRA)).to(device),
+        "back_down": (transform * 2.0 ** -(_BITS - _EXTRA)).to(device),
+        "back_across": (transform * 2.0 ** -(_BITS + _EXTRA + 3)).to(device),
         "to_ycc": whole(_TO_YCC)[..., None, None],
         "to_ycc_offset": whole(_TO_YCC_OFFSET)[:, None, None],
         "to_rgb": whole(_TO_RGB)[..., None, None],
@@ -103,29 +108,47 @@ def _constants(device: torch.device) -> dict[str, torch.Tensor]:
     }
 
 
-def _scaled(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """Divide by 2^bits and round, halves up."""
-    return values.mul_(2.0**-bits).add_(0.5).floor_()
+def _pass(blocks: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Transform the rows of blocks and round, halves up.
+
+    All numbers are whole multiples of a power of two with less than 53 bits: exact in float64.
+    """
+    return (blocks @ matrix).add_(0.5).floor_()
+
+
+def _blocks(plane: torch.Tensor) -> torch.Tensor:
+    """int32 [B, C, H, W] -> [B, N, 8, 8]; sides are multiples of 8."""
+    batch, channels, height, width = plane.shape
+    tiles = plane.reshape(batch, channels, height // 8, 8, width // 8, 8)
+    return tiles.transpose(3, 4).reshape(batch, -1, 8, 8)
+
+
+def _plane(blocks: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    batch, channels, height, width = shape
+    tiles = blocks.reshape(batch, channels, height // 8, width // 8, 8, 8)
+    return tiles.transpose(3, 4).reshape(shape)
 
 
 def _code(
-    planes: torch.Tensor, table: torch.Tensor, constants: dict[str, torch.Tensor]
-) -> torch.Tensor:
-    """Transform, quantise and back: int32 [B, C, H, W], sides multiples of 8; table [B, 64]."""
-    batch, channels, height, width = planes.shape
-    rows, columns = height // 8, width // 8
-    forward = constants["transform"]
-    blocks = planes.reshape(batch, channels, rows, 8, columns, 8).transpose(3, 4)
-    # All numbers are whole and below 2^53, so the products are exact in float64. The transforms
-    # come out multiplied by 8.
-    blocks = _scaled((blocks.double() - 128) @ forward.T, _BITS - _EXTRA)
-    blocks = _scaled(forward @ blocks, _BITS + _EXTRA)
-    step = table.double().reshape(batch, 1, 1, 1, 8, 8)
-    levels = ((blocks.abs() + 4 * step) / (8 * step)).floor().copysign(blocks)
-    blocks = _scaled(forward.T @ (levels * step), _BITS - _EXTRA)
-    blocks = _scaled(blocks @ forward, _BITS + _EXTRA + 3)
-    pixels = (blocks + 128).clamp_(0, 255).int()
-    return pixels.transpose(3, 4).reshape(batch, channels, height, width)
+    planes: list[torch.Tensor], tables: torch.Tensor, constants: dict[str, torch.Tensor]
+) -> list[torch.Tensor]:
+    """Transform, quantise and back: int32 [B, C, H, W], sides multiples of 8, each with its table.
+
+    tables: float32 [B, len(planes) or more, 64].
+    """
+    parts = [_blocks(plane) for plane in planes]
+    tables = tables.double().reshape(len(tables), -1, 8, 8).mT  # blocks are turned in between
+    steps = [tables[:, i, None].expand_as(part) for i, part in enumerate(parts)]
+    step = torch.cat(steps, dim=1)
+    blocks = torch.cat(parts, dim=1).double() - 128
+    blocks = _pass(blocks, constants["across"])
+    blocks = _pass(blocks.mT, constants["down"])  # coefficients times 8
+    levels = torch.add(blocks.abs(), step, alpha=4).div_(8 * step).floor_()
+    levels = levels.copysign_(blocks).mul_(step)
+    blocks = _pass(levels, constants["back_down"])
+    blocks = _pass(blocks.mT, constants["back_across"])
+    pixels = blocks.add_(128).clamp_(0, 255).int().split([part.shape[1] for part in parts], dim=1)
+    return [_plane(part, plane.shape) for part, plane in zip(pixels, planes, strict=True)]
 
 
 def _take(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -178,7 +201,7 @@ def jpeg_batched(
     pixels = (images.clamp(0, 1) * 255).round().int()
     pixels = _take(pixels, rows, columns)
     if images.shape[1] == 1:
-        decoded = _code(pixels, tables[:, 0], constants)
+        decoded = _code([pixels], tables, constants)[0]
     else:
         decoded = _colour(pixels, heights, widths, tables, constants)
     return decoded[:, :, :height, :width].to(images.dtype) / 255
@@ -196,8 +219,6 @@ def _colour(
     batch, _, height, width = pixels.shape
     ycc = (pixels[:, None] * constants["to_ycc"]).sum(2, dtype=torch.int32)
     ycc = (ycc + constants["to_ycc_offset"]) >> 16
-    luma = _code(ycc[:, :1], tables[:, 0], constants)
-
     sums = (
         ycc[:, 1:].reshape(batch, 2, height // 2, 2, width // 2, 2).sum((3, 5), dtype=torch.int32)
     )
@@ -205,7 +226,7 @@ def _colour(
     # Below the picture the last row of averages goes on, not the average of the last row.
     rows = torch.minimum(_line(height // 2, device), (heights[:, None] + 1) // 2 - 1)
     chroma = chroma.gather(2, rows[:, None, :, None].expand(-1, 2, -1, width // 2))
-    chroma = _code(chroma, tables[:, 1], constants)
+    luma, chroma = _code([ycc[:, :1], chroma], tables, constants)
 
     # Each new sample is 3/4 the nearest old one and 1/4 the next nearest, down and across; chroma
     # planes up to 2 columns wide are repeated instead.

@@ -50,6 +50,39 @@ def gaussian_noise(
     return (image + noise * (sigma / 255)).clamp(0, 1)
 
 
+# From this rate on a count comes from a normal number; it is off, by one, for at most 1 in 3000.
+_NORMAL_FROM = 16.0
+
+
+def poisson_counts(rate: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw Poisson counts.
+
+    On a GPU by torch.poisson. On a CPU that takes most of the time of a whole degradation, so
+    rates from 16 on are served by the quantile function: with w normal, the count is the floor of
+    r + sqrt(r) w + 1/3 + w^2 / 6 - (w / 36 + w^3 / 72) / sqrt(r) (Giles, "Approximation of the
+    inverse Poisson cumulative distribution function", ACM TOMS 2016), within a total variation
+    distance of 3e-4 of the exact distribution.
+
+    Args:
+        rate: float32 / float64, any shape, 0 or more.
+        generator: on the device of `rate`.
+
+    Returns:
+        Whole numbers, shape and dtype of `rate`.
+    """
+    if rate.device.type != "cpu":
+        return torch.poisson(rate, generator=generator)
+    w = torch.randn(rate.shape, generator=generator, dtype=rate.dtype)
+    low = rate < _NORMAL_FROM
+    root = rate.clamp(min=_NORMAL_FROM).sqrt_()
+    square = w * w
+    correction = (square / 72).add_(1 / 36).div_(root)
+    counts = root.sub_(correction).mul_(w).add_(square, alpha=1 / 6).add_(rate).add_(1 / 3)
+    counts = counts.floor_().clamp_(min=0)
+    counts[low] = torch.poisson(rate[low], generator=generator)
+    return counts
+
+
 def poisson_noise(
     image: torch.Tensor, scale: float, grey: bool, generator: torch.Generator
 ) -> torch.Tensor:
@@ -73,5 +106,5 @@ def poisson_noise(
     """
     _check(image, scale, "scale", generator)
     source = (_to_grey(image) if grey else image).clamp(0, 1)
-    counts = torch.poisson(source * POISSON_LEVELS, generator=generator)
+    counts = poisson_counts(source * POISSON_LEVELS, generator)
     return (image + (counts / POISSON_LEVELS - source) * scale).clamp(0, 1)

@@ -62,24 +62,37 @@ class _SeededDraw(_Draw):
         for row, seed in zip(raw, seeds, strict=True):
             # 63 random bits each, of which torch.rand and torch.randint use the low ones.
             row.random_(generator=generator.manual_seed(seed))
-        self.columns = iter(raw.numpy().T)
+        self.raw = raw.numpy().T
+        self.units = (self.raw & _MANTISSA) * 2.0**-53
+        self.next = 0
 
     def unit(self) -> np.ndarray:
-        return (next(self.columns) & _MANTISSA) * 2.0**-53
+        self.next += 1
+        return self.units[self.next - 1]
 
     def seed(self) -> np.ndarray:
-        return next(self.columns) % _SEED_RANGE
+        self.next += 1
+        return self.raw[self.next - 1] % _SEED_RANGE
 
 
-@lru_cache(maxsize=512)
-def _column(rows: tuple[Stage | Sinc | Level, ...], name: str) -> np.ndarray:
-    return np.array([getattr(row, name) for row in rows], dtype=np.float64)
+class _Columns(dict[str, np.ndarray]):
+    """The fields of some tables side by side: float64 [N] or [N, n], made when first asked for."""
+
+    def __init__(self, rows: tuple[Stage | Sinc | Level, ...]) -> None:
+        self.rows = rows
+
+    def __missing__(self, name: str) -> np.ndarray:
+        self[name] = np.array([getattr(row, name) for row in self.rows], dtype=np.float64)
+        return self[name]
+
+
+_columns = lru_cache(maxsize=64)(_Columns)
 
 
 def _table(rows: Sequence[Stage | Sinc | Level], index: np.ndarray) -> Callable[[str], np.ndarray]:
-    """Return a lookup: field name -> float64 [B] or [B, N], row i from rows[index[i]]."""
-    rows = tuple(rows)
-    return lambda name: _column(rows, name)[index]
+    """Return a lookup: field name -> float64 [B] or [B, n], row i from rows[index[i]]."""
+    columns = _columns(tuple(rows))
+    return lambda name: columns[name][index]
 
 
 def _sample_stage(
