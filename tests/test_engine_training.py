@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dasr_ops.models import SRResNet, UNetDiscriminatorSN, load_dasr, load_srresnet, read_state_dict
+from dasr_ops.models import (
+    SRResNet,
+    UNetDiscriminatorSN,
+    load_dasr,
+    load_srresnet,
+    read_state_dict,
+    save_dasr,
+)
 from dasr_ops.train.config_files import save_config
 from dasr_ops.train.engine import checkpoints as checkpoints_module
 from dasr_ops.train.engine import train
@@ -296,10 +303,37 @@ def test_sizes_that_differ_from_the_file_are_named(tmp_path, capsys):
     assert "expected network.num_feat = 8 as in the settings, got 12" in capsys.readouterr().err
 
 
-def test_corrupt_pictures_are_counted_and_passed_over(tmp_path):
-    config = tiny(tmp_path)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_corrupt_pictures_are_counted_and_passed_over(tmp_path, workers):
+    config = tiny(tmp_path, data__workers=workers)
     (tmp_path / "pictures" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     assert train(config) == 0
+    log = (config.run / "train.log").read_text()
+    assert log.count("broken.png is left out") == 1
+    assert "1 of 4 pictures could not be used" in log
+
+
+def test_a_folder_of_corrupt_pictures_ends_the_run(tmp_path, capsys):
+    config = tiny(tmp_path)
+    for picture in (tmp_path / "pictures").iterdir():
+        picture.write_bytes(picture.read_bytes()[:40])
+    assert train(config) == 1
+    assert "error: data: data.train:" in capsys.readouterr().err
+
+
+def test_the_official_pair_can_be_tuned_further(tmp_path):
+    config = tiny(tmp_path)
+    assert train(config) == 0
+    model = load_dasr(config.run / "dasr.safetensors")
+    pair = (tmp_path / "net_g.pth", tmp_path / "net_p.pth")
+    save_dasr(model, *pair)
+    for weights in (pair, pair[::-1], (config.run / "dasr.safetensors",)):
+        tuned = tiny(tmp_path, start__weights=weights)
+        for name, value in build_restorer(tuned).network.state_dict().items():
+            assert torch.equal(value, model.state_dict()[name]), name
+    tuned = tiny(tmp_path, run=tmp_path / "tuned", start__weights=pair)
+    tuned.start.discriminator = config.run / "discriminator.pth"
+    assert train(tuned) == 0
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -114,12 +115,20 @@ class Trainer:
                 self.log = RunLog(config.run, config.log, start=self.start, total=total)
             if self.start:
                 self._say(f"going on from step {self.start}")
-            code = self._loop()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "skipping ")  # they go to the log
+                code = self._loop()
         finally:
+            self._finish()
             self.stream.close()
             if self.log is not None:
                 self.log.close()
         return code
+
+    def _finish(self) -> None:
+        if self.stream.skipped:
+            count, pictures = len(self.stream.skipped), self.stream.pictures
+            self._warn(f"{count} of {pictures} pictures could not be used")
 
     def _loop(self) -> int:
         config, total = self.config, self.config.schedule.iterations
@@ -159,10 +168,14 @@ class Trainer:
         return 0 if saved else EXIT_FAILURE
 
     def _next(self, batches: Iterator[Batch]) -> list[Batch]:
+        known = len(self.stream.skipped)
         try:
             return [next(batches) for _ in range(self.config.engine.accumulate)]
         except (RuntimeError, OSError) as error:
             raise TrainingError(f"data: {error}") from error
+        finally:
+            for path, reason in list(self.stream.skipped.items())[known:]:
+                self._warn(f"{path} is left out: {reason}")
 
     def _shown(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         assert self.learner.shown is not None
