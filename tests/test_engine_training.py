@@ -21,12 +21,14 @@ from dasr_ops.models import (
     read_state_dict,
     save_dasr,
 )
+from dasr_ops.train.config import PerceptualLossConfig
 from dasr_ops.train.config_files import save_config
 from dasr_ops.train.engine import checkpoints as checkpoints_module
 from dasr_ops.train.engine import train
 from dasr_ops.train.engine.learner import Learner
 from dasr_ops.train.engine.networks import build_restorer
 from dasr_ops.train.engine.processes import Processes
+from dasr_ops.train.losses import perceptual as perceptual_module
 
 from .training_tools import assert_same, newest, tensors, tiny
 
@@ -110,6 +112,21 @@ def test_narrow_types(tmp_path, precision):
     assert all(
         torch.isfinite(w).all() and w.dtype == torch.float32 for w in weights(config).values()
     )
+
+
+def test_perceptual_and_style_loss_take_part(tmp_path, monkeypatch):
+    shapes = {"conv1_1": (64, 3), "conv1_2": (64, 64), "conv2_1": (128, 64), "conv2_2": (128, 128)}
+    weights = {}
+    for name, (outs, ins) in shapes.items():
+        weights[f"{name}.weight"] = torch.randn(outs, ins, 3, 3) / (3 * ins**0.5)
+        weights[f"{name}.bias"] = torch.zeros(outs)
+    monkeypatch.setattr(perceptual_module, "load_weights", lambda *_: weights)
+    layers = {"conv1_2": 1.0, "conv2_2": 1.0}
+    perceptual = PerceptualLossConfig(style_weight=10.0, layers=layers)
+    config = tiny(tmp_path, loss__perceptual=perceptual, schedule__iterations=2)
+    assert train(config) == 0
+    assert float(rows(config)[-1]["perceptual"]) > 0 and float(rows(config)[-1]["style"]) > 0
+    assert not any("conv1_2" in name for name in tensors(newest(config)))
 
 
 def test_recomputing_changes_nothing(tmp_path):
@@ -285,6 +302,10 @@ def test_other_settings_are_refused_unless_accepted(tmp_path, capsys):
         ({"start__weights": (Path("nowhere.pth"),)}, "start.weights: .*nowhere.pth"),
         ({"optimizer__name": "Adm"}, "optimizer.name: expected one of .*Adam"),
         ({"engine__device": "cuda:99"}, "engine.device: "),
+        (
+            {"loss__perceptual__weight": 1.0, "loss__perceptual__weights": Path("nowhere.pth")},
+            "loss.perceptual: .*nowhere.pth",
+        ),
     ],
 )
 def test_what_cannot_start_says_why(tmp_path, capsys, changes, message):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..config import LossConfig
 from ..losses import GanLoss, PerceptualLoss, pixel_loss, regression_loss
+from .errors import TrainingError
 
 
 class Targets:
@@ -45,6 +46,9 @@ class Objective:
         config: losses and weights.
         device: of the networks.
         memory_format: of the pictures, and of the kernels of the perceptual network.
+
+    Raises:
+        TrainingError: the perceptual network or its weights cannot be had.
     """
 
     def __init__(
@@ -55,7 +59,10 @@ class Objective:
         self.gan = GanLoss(config.gan.kind, config.gan.relativistic)
         self.perceptual: PerceptualLoss | None = None
         if config.perceptual.weight or config.perceptual.style_weight:
-            perceptual = PerceptualLoss(config.perceptual)
+            try:
+                perceptual = PerceptualLoss(config.perceptual)
+            except (ValueError, RuntimeError, OSError) as error:  # CheckpointError is one of them
+                raise TrainingError(f"loss.perceptual: {error}") from error
             self.perceptual = perceptual.to(device, memory_format=memory_format)
 
     def restorer(

@@ -317,6 +317,8 @@ def _explained(what: str) -> Iterator[None]:
     """Turn what a user can mend into a `TrainingError` that begins with ``what``."""
     try:
         yield
+    except TrainingError:
+        raise
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise TrainingError(f"{what}: {error}") from error
 
