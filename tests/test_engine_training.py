@@ -355,6 +355,10 @@ def test_the_official_pair_can_be_tuned_further(tmp_path):
     tuned = tiny(tmp_path, run=tmp_path / "tuned", start__weights=pair)
     tuned.start.discriminator = config.run / "discriminator.pth"
     assert train(tuned) == 0
+    for path in pair:
+        path.unlink()  # a run that goes on does not need them
+    tuned.schedule.iterations += 2
+    assert train(tuned) == 0
 
 
 @pytest.mark.slow

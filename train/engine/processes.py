@@ -47,10 +47,18 @@ class Processes:
             dist.barrier()
 
     def sums(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """Add up scalars over all processes and fetch them: the one synchronisation of a step."""
+        """Add up scalars over all processes and fetch them: the one synchronisation of a step.
+
+        Raises:
+            TrainingError: another process is gone.
+        """
         stacked = torch.stack([value.detach().double() for value in values.values()])
         if self.many:
-            dist.all_reduce(stacked)
+            try:
+                dist.all_reduce(stacked)
+            except RuntimeError as error:
+                details = " ".join(str(error).split())[:200]
+                raise TrainingError(f"another process of the run has ended: {details}") from error
         return dict(zip(values, stacked.tolist(), strict=True))
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from dasr_ops.models.files import atomic_path
 
 from ..batch import Batch
-from ..config import TrainConfig
+from ..config import StartConfig, TrainConfig
 from ..config_files import save_config, to_dict
 from ..data import BatchStream
 from ..synthesis import Synthesis
@@ -94,7 +95,9 @@ class Trainer:
         self.start = 0 if state is None else int(state["step"])
         if state is not None:
             self._check_settings(state)
-        self.learner = Learner(config, group)
+        # What a resumed run started from is in its checkpoint, and the files may be gone.
+        beginning = config if state is None else replace(config, start=StartConfig())
+        self.learner = Learner(beginning, group)
         self.stream = _open_stream(config, group, self.start)
         if state is not None:
             self._resume(state)
@@ -138,7 +141,7 @@ class Trainer:
             before = self.stream.wait_seconds
             parts = self._next(batches)
             wait = self.stream.wait_seconds - before
-            values = self.learner.gradients(parts, step)
+            values = self._gradients(parts, step)
             values[_STOP] = torch.tensor(
                 float(self.asked.requested), device=self.group.device, dtype=torch.float64
             )
@@ -176,6 +179,16 @@ class Trainer:
         finally:
             for path, reason in list(self.stream.skipped.items())[known:]:
                 self._warn(f"{path} is left out: {reason}")
+
+    def _gradients(self, parts: list[Batch], step: int) -> dict[str, torch.Tensor]:
+        try:
+            return self.learner.gradients(parts, step)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise TrainingError(
+                f"out of memory in step {step}: a lower data.batch_size with engine.accumulate, "
+                "engine.precision = bfloat16 or engine.recompute take less "
+                f"({' '.join(str(error).split())[:200]})"
+            ) from error
 
     def _shown(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         assert self.learner.shown is not None
