@@ -70,8 +70,9 @@ class Options:
         kind = tuple[float, ...] if isinstance(wanted, tuple) else type(wanted)
         value = self.get(name, kind, default)
         if not same(value, wanted):
-            text = list(wanted) if isinstance(wanted, tuple) else wanted
-            self.fail(name, f"expected {what} {text} here, got {show(value)}")
+            if isinstance(wanted, tuple):
+                value, wanted = list(value), list(wanted)
+            self.fail(name, f"expected {what} {wanted} here, got {show(value)}")
 
     def fail(self, name: str, text: str) -> NoReturn:
         """Raise ConfigError with the place of a key."""

@@ -95,18 +95,21 @@ def optimizer(o: Options) -> dict[str, Any]:
         for key in {**options, **others}:
             if key not in fields and _number(o, f"train.optim_d.{key}") != options.get(key):
                 o.fail(f"train.optim_d.{key}", f"expected {same} {options.get(key)}")
-    return {
+    found = {
         "name": name,
         "lr": lr,
-        "discriminator_lr": o.get("train.optim_d.lr", float, lr),
         "betas": betas,
         "weight_decay": decay,
         "options": options,
     }
+    if others:
+        found["discriminator_lr"] = o.get("train.optim_d.lr", float, lr)
+    return found
 
 
 def _number(o: Options, name: str) -> float | None:
-    return o.get(name, bool if isinstance(o.look(name), bool) else float)
+    value = o.get(name, bool if isinstance(o.look(name), bool) else float)
+    return None if value is None else float(value)
 
 
 def schedule(o: Options, lr: float) -> dict[str, Any]:
@@ -133,7 +136,9 @@ def schedule(o: Options, lr: float) -> dict[str, Any]:
         o.expect(f"{at}restart_weights", (1.0,))
         return found
     periods = _whole_numbers(o, f"{at}periods", (o.get(f"{at}T_max", int, total),))
-    o.expect(f"{at}restart_weights", (1.0,) * len(periods), default=(1.0,))
+    weights = o.get(f"{at}restart_weights", tuple[float, ...], (1.0,))
+    if any(weight != 1 for weight in weights):
+        o.fail(f"{at}restart_weights", f"expected only 1 here, got {list(weights)}")
     found["final"] = o.get(f"{at}eta_min", float, 0.0) / lr if lr else 0.0
     if periods != (total,):
         o.notes.append(

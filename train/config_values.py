@@ -125,10 +125,7 @@ def _path(value: Any) -> Path:
     if not isinstance(value, str) or not value:
         scalar = isinstance(value, (bool, int, float))
         raise WrongTypeError("a path", value, "; in quotes it is text" if scalar else "")
-    try:
-        return Path(value).expanduser()
-    except RuntimeError:
-        raise WrongTypeError("a path", value, "; there is no such home folder") from None
+    return Path(os.path.expanduser(value))
 
 
 _SCALARS = {bool: _bool, int: _int, float: _float, str: _str, Path: _path}

@@ -96,9 +96,12 @@ def format_yaml(mapping: Mapping[str, Any]) -> str:
         ModuleNotFoundError: PyYAML is not installed.
     """
     yaml, _, dumper = _classes()
-    return yaml.dump(
-        dict(mapping), Dumper=dumper, sort_keys=False, default_flow_style=False, allow_unicode=True
-    )
+    plain = dict(mapping)
+    options = {"Dumper": dumper, "sort_keys": False, "default_flow_style": False, "width": 100}
+    text = yaml.dump(plain, allow_unicode=True, **options)
+    if text.isascii() or yaml.safe_load(text) == plain:
+        return text
+    return yaml.dump(plain, allow_unicode=False, **options)  # PyYAML errs on rare line ends
 
 
 @lru_cache(maxsize=1)
@@ -134,7 +137,7 @@ def _classes() -> tuple[Any, Any, Any]:
         yield mapping
         mapping.update(loader.construct_mapping(node))  # merges << first
         mapping.lines = {
-            key.value: key.start_mark.line + 1
+            loader.construct_object(key): key.start_mark.line + 1
             for key, _ in node.value
             if isinstance(key, yaml.ScalarNode)
         }
