@@ -236,7 +236,12 @@ def _put(lmdb: Any, environment: Any, pairs: Sequence[tuple[bytes, bytes]]) -> N
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make a database, say what was left out, and return an exit status."""
     try:
-        config = tyro.cli(Config, description=__doc__, args=arguments)
+        config = tyro.cli(
+            Config,
+            prog="python -m dasr_ops.train.data.lmdb",
+            description=__doc__,
+            args=arguments,
+        )
         report = make_database(config, progress=sys.stderr.isatty())
     except (ValueError, OSError, ImportError) as error:
         print(f"lmdb: {error}", file=sys.stderr)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import itertools
-import multiprocessing.util  # noqa: F401  it registers what it does at exit
+import multiprocessing.connection
+import multiprocessing.util
 import os
 import signal
-import threading
 import time
 import warnings
 import weakref
@@ -26,7 +26,7 @@ from .library import Library
 from .pool import PairPool
 from .samples import Samples
 from .sources import open_source
-from .workers import Item, ItemMaker, end_workers, start_worker, synthesize, unpack
+from .workers import Item, ItemMaker, end_workers, start_items, start_worker, synthesize, unpack
 
 if TYPE_CHECKING:
     from dasr_ops.train.synthesis import Synthesis
@@ -175,21 +175,14 @@ class BatchStream(Iterator[Batch]):
             prefetch_factor=_PREFETCH if workers else None,
             generator=torch.Generator(),  # it would draw from the global one
         )
-        handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-        try:
-            return iter(loader)
-        finally:
-            # PyTorch's handler lets an exception break out anywhere in the program when a worker
-            # dies. Here `__next__` finds out.
-            if handler is not None and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGCHLD, handler)
+        return start_items(loader)
 
     def _next_item(self) -> Item:
         began = time.perf_counter()
         try:
             return next(self._items)
-        except RuntimeError as error:
-            killed = _explain(self._items)
+        except (RuntimeError, OSError, EOFError) as error:
+            killed = _explain(self._items)  # what breaks depends on where it was
             if not killed:
                 raise
             self.close()
@@ -231,10 +224,12 @@ def _check(config: TrainConfig, start: int, rank: int, world_size: int) -> None:
 
 def _explain(items: object) -> str:
     """Return which worker died, and what that often means; nothing if none did."""
-    dead = [worker for worker in getattr(items, "_workers", ()) if not worker.is_alive()]
-    if not dead:
+    workers = getattr(items, "_workers", ())
+    ended = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)
+    if not ended:
         return ""
-    worker = dead[0]
+    worker = next(worker for worker in workers if worker.sentinel in ended)
+    worker.join(1)  # it is on its way
     text = f"a process that reads pictures (pid {worker.pid}) ended with code {worker.exitcode}"
     with contextlib.suppress(ValueError):
         name = signal.Signals(-worker.exitcode).name

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from dasr_ops.train.batch import Batch
 
@@ -141,6 +143,20 @@ def start_worker(worker: int) -> None:
     # What Pillow says about metadata and large pictures; bad ones are told by the stream.
     warnings.filterwarnings("ignore", module=r"PIL\.|dasr_ops\.models\.pictures")
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def start_items(loader: DataLoader) -> Iterator[Any]:
+    """Start the processes of a loader and return its iterator.
+
+    PyTorch's handler of SIGCHLD lets an exception break out anywhere in the program when a process
+    that it knows dies. It forgets these: whoever waits for an item finds out.
+    """
+    items = iter(loader)
+    forget = getattr(signal_handling, "_remove_worker_pids", None)
+    if forget is not None and getattr(items, "_worker_pids_set", False):
+        forget(id(items))
+        items._worker_pids_set = False
+    return items
 
 
 def end_workers(items: Any) -> None:
