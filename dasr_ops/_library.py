@@ -331,7 +331,11 @@ def _empty_gradients(
 
 
 def _is_differentiated(tensors: Sequence[Tensor | None]) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 class _Switches(types.ModuleType):
@@ -348,7 +352,7 @@ _TORCH = _Switches("torch_switches")
 
 
 def _switches(input: Tensor, cuda_device: str) -> tuple[bool, bool]:
-    if input.device.type == "cpu":
+    if input.is_cpu:
         # CUDA kernels that are emulated there have no Winograd mode, and are not to round to tf32.
         fast_fp32 = cuda_device != "cpu" and get_cpu_precision() == "fast"
     else:

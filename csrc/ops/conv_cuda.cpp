@@ -26,11 +26,11 @@ struct Bias {
 Bias conv_bias(const Kernels& kernels, ScalarType input) {
   Bias result;
   if (!kernels.bias) return result;
-  result.bias = torch::stable::contiguous(*not_wider(kernels.bias, input));
+  result.bias = to_contiguous(*not_wider(kernels.bias, input));
   result.params.bias = result.bias->const_data_ptr();
   result.params.bias_type = dtype_of(*result.bias);
   if (kernels.routing) {
-    result.routing = torch::stable::contiguous(*not_wider(kernels.routing, input));
+    result.routing = to_contiguous(*not_wider(kernels.routing, input));
     result.params.routing = result.routing->const_data_ptr();
     result.params.routing_type = dtype_of(*result.routing);
     result.params.experts = result.routing->size(1);
