@@ -25,9 +25,8 @@ Tensor padded(const Tensor& input, const ConvOptions& options) {
 // [B, C, H, W] -> [1, B * C, H, W]. A single image keeps its memory format.
 Tensor fold_batch(const Tensor& tensor) {
   if (tensor.size(0) == 1) return tensor;
-  return torch::stable::view(
-      to_contiguous(tensor),
-      Ints{1, tensor.size(0) * tensor.size(1), tensor.size(2), tensor.size(3)});
+  return torch::stable::view(to_contiguous(tensor), Ints{1, tensor.size(0) * tensor.size(1),
+                                                         tensor.size(2), tensor.size(3)});
 }
 
 Tensor fold_kernels(const Tensor& weight) {
@@ -85,8 +84,8 @@ Tensor conv_aten_forward(const Tensor& input, const Kernels& kernels,
   const Tensor weight = mixed(kernels.weight, kernels.routing, type);
   std::optional<Tensor> bias;
   if (kernels.bias) {
-    bias = torch::stable::view(
-        to_contiguous(mixed(*kernels.bias, kernels.routing, type)), Ints{-1});
+    bias =
+        torch::stable::view(to_contiguous(mixed(*kernels.bias, kernels.routing, type)), Ints{-1});
   }
   const auto [c] =
       call_aten<Tensor>("aten::convolution", "", fold_batch(padded(cast(input, type), options)),

@@ -92,10 +92,10 @@ inline Tensor empty_like_device(const Tensor& like, const std::vector<int64_t>& 
   int32_t device = 0;
   check_status(aoti_torch_get_device_type(like.get(), &device), "aoti_torch_get_device_type");
   AtenTensorHandle result = nullptr;
-  check_status(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(),
-                                        strides.data(), dtype, device, like.get_device_index(),
-                                        &result),
-               "aoti_torch_empty_strided");
+  check_status(
+      aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), strides.data(),
+                               dtype, device, like.get_device_index(), &result),
+      "aoti_torch_empty_strided");
   return Tensor(result);
 }
 
