@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ._arguments import ConvOptions, output_shape
-from ._autograd import is_transformed, masked, vector_jacobian
+from ._autograd import below_autograd, function_of, is_recorded, masked, vector_jacobian
 from ._backends import eager
 from ._stack import register_stack
 from .precision import get_cpu_precision
@@ -31,6 +31,10 @@ _SWITCHES = "bool deterministic, bool fast_fp32"
 # order: whether the activation's argument was positive. Otherwise it is empty.
 # With fast_fp32 products of float32 operands may be formed less exactly: in tf32 on CUDA, in
 # larger Winograd tiles on the CPU.
+#
+# Either convolution where nothing is differentiated: each argument costs as much as the allocation
+# of a tensor. geometry holds stride, padding, dilation, groups, upscale_factor, deterministic and
+# fast_fp32.
 SCHEMAS = {
     "aggregate_experts": "(Tensor weight, Tensor routing_weights, ScalarType dtype) -> Tensor",
     "aggregate_experts_backward": (
@@ -43,6 +47,10 @@ SCHEMAS = {
     "aggregate_experts_stack_backward": (
         "(Tensor[] grad_output, Tensor[] weight, Tensor routing_weights, bool[] output_mask) "
         "-> (Tensor[], Tensor)"
+    ),
+    "conv2d_inference": (
+        "(Tensor input, Tensor weight, Tensor? routing_weights, Tensor? bias, Tensor? residual, "
+        "int[] geometry, float? negative_slope, float residual_scale) -> Tensor"
     ),
     "dynamic_conv2d": (
         "(Tensor input, Tensor weight, Tensor routing_weights, Tensor? bias, Tensor? residual, "
@@ -97,6 +105,8 @@ class Library:
         self.ops = getattr(torch.ops, namespace)
         self._register_aggregate()
         register_stack(namespace, self.ops, cuda_device)
+        self._inference = self._register_inference()
+        self._convolutions: dict[str, tuple[Any, Any]] = {}
         self._register_convolution("dynamic_conv2d", num_weights=2)
         self._register_convolution("per_sample_conv2d", num_weights=1)
 
@@ -123,7 +133,7 @@ class Library:
     ) -> Tensor:
         """Call the operator; see `dasr_ops.dynamic_conv2d`."""
         tensors = (input, weight, routing_weights, bias, residual)
-        return self._convolve(self.ops.dynamic_conv2d.default, tensors, options)
+        return self._convolve("dynamic_conv2d", tensors, options)
 
     def per_sample_conv2d(
         self,
@@ -135,17 +145,25 @@ class Library:
     ) -> Tensor:
         """Call the operator; see `dasr_ops.per_sample_conv2d`."""
         tensors = (input, weight, bias, residual)
-        return self._convolve(self.ops.per_sample_conv2d.default, tensors, options)
+        return self._convolve("per_sample_conv2d", tensors, options)
 
-    def _convolve(self, op: Any, tensors: Sequence[Tensor | None], options: ConvOptions) -> Tensor:
-        *convolved, residual = tensors
+    def _convolve(
+        self, name: str, tensors: Sequence[Tensor | None], options: ConvOptions
+    ) -> Tensor:
+        op, function = self._convolutions[name]
         switches = _switches(tensors[0], self._cuda_device)
-        if torch.compiler.is_compiling() or _is_differentiated(tensors) or is_transformed():
-            save_mask = needs_mask(options, residual is not None) and _is_differentiated(convolved)
-            return op(*tensors, *options, save_mask, *switches)[0]
-        # Formulas of autograd in Python cost 16 us even where they have nothing to do.
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*tensors, *options, False, *switches)[0]
+        recorded = is_recorded()
+        if not recorded and not _is_differentiated(tensors):
+            stride, padding, dilation, groups, slope, scale, upscale_factor = options
+            geometry = (*stride, *padding, *dilation, groups, upscale_factor, *switches)
+            if len(tensors) == 4:
+                input, weight, bias, residual = tensors
+                tensors = (input, weight, None, bias, residual)
+            return self._inference(*tensors, geometry, slope, scale)
+        *convolved, residual = tensors
+        save_mask = needs_mask(options, residual is not None) and _is_differentiated(convolved)
+        others = (*options, save_mask, *switches)
+        return op(*tensors, *others)[0] if recorded else function.apply(*tensors, others)
 
     def _register_aggregate(self) -> None:
         name = f"{self.namespace}::aggregate_experts"
@@ -192,25 +210,28 @@ class Library:
             name + "_backward", double_backward, setup_context=setup_double
         )
 
+    def _register_inference(self) -> Any:
+        def fake(input: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+            g = rest[3]
+            options = ConvOptions(g[:2], g[2:6], g[6:8], g[8], None, 1.0, g[9])
+            return _empty_output(input, weight, options)
+
+        torch.library.register_fake(f"{self.namespace}::conv2d_inference", fake)
+        return self.ops.conv2d_inference.default
+
     def _register_convolution(self, op: str, num_weights: int) -> None:
         # Arguments: input, `num_weights` tensors (experts and routing weights, or per-sample
         # kernels), bias, residual, then the options, save_mask and the switches.
         name = f"{self.namespace}::{op}"
         num_tensors = num_weights + 2  # differentiated by the backward operator
         num_options = len(ConvOptions._fields)
-        backward_op = getattr(self.ops, op + "_backward")
+        backward_op = getattr(self.ops, op + "_backward").default
 
         def fake(*args: Any) -> tuple[Tensor, Tensor]:
             input, weight = args[:2]
             options = ConvOptions(*args[num_tensors + 1 : num_tensors + 1 + num_options])
             save_mask = args[num_tensors + 1 + num_options]
-            shape = output_shape(input, weight, options)
-            output = torch.empty(
-                shape,
-                dtype=input.dtype,
-                device=input.device,
-                memory_format=eager.memory_format(input),
-            )
+            output = _empty_output(input, weight, options)
             mask_size = (output.numel() + 7) // 8 if save_mask else 0
             return output, input.new_empty((mask_size,), dtype=torch.uint8)
 
@@ -224,8 +245,9 @@ class Library:
             save_mask = inputs[num_tensors + 1 + num_options]
             ctx.switches = inputs[-2:]
             ctx.residual_dtype = None if residual is None else residual.dtype
-            ctx.memory_format = eager.memory_format(inputs[0])
-            reads_output = ctx.options.negative_slope is not None and not save_mask
+            activates = ctx.options.negative_slope is not None
+            ctx.memory_format = eager.memory_format(inputs[0]) if activates else None
+            reads_output = activates and not save_mask
             ctx.save_for_backward(
                 *tensors, output[0] if reads_output else None, output[1] if save_mask else None
             )
@@ -241,16 +263,17 @@ class Library:
             output_mask = ctx.needs_input_grad[:num_tensors]
             # What the residual adds needs no kernel; the rest of the formula knows only its scale.
             has_residual = ctx.residual_dtype is not None
-            scale = ctx.options.residual_scale if has_residual else 1.0
-            options = ctx.options._replace(residual_scale=scale)
+            options = ctx.options
+            if not has_residual and options.residual_scale != 1.0:
+                options = options._replace(residual_scale=1.0)
             grads: tuple[Any, ...] = (None,) * num_tensors
             if any(output_mask):
-                grads = masked(
-                    backward_op(
-                        grad_output, *tensors, output, mask, *options, output_mask, *ctx.switches
-                    ),
-                    output_mask,
-                )
+                args = (grad_output, *tensors, output, mask, *options, output_mask, *ctx.switches)
+                if torch.is_grad_enabled() or is_recorded():
+                    grads = backward_op(*args)
+                else:
+                    grads = below_autograd(backward_op, *args)
+                grads = masked(grads, output_mask)
             grad_residual = None
             if has_residual and ctx.needs_input_grad[num_tensors]:
                 grad_residual = grad_output.to(ctx.residual_dtype)
@@ -286,6 +309,8 @@ class Library:
         torch.library.register_autograd(
             name + "_backward", double_backward, setup_context=setup_double
         )
+        forward_op = getattr(self.ops, op).default
+        self._convolutions[op] = forward_op, function_of(forward_op, setup_context, backward)
 
 
 def _convolution_backward(
@@ -314,6 +339,15 @@ def _like(grad: Tensor, tensor: Tensor | None) -> Tensor:
     return grad if tensor is None else grad.to(tensor.dtype)
 
 
+def _empty_output(input: Tensor, weight: Tensor, options: ConvOptions) -> Tensor:
+    return torch.empty(
+        output_shape(input, weight, options),
+        dtype=input.dtype,
+        device=input.device,
+        memory_format=eager.memory_format(input),
+    )
+
+
 def _empty_gradients(
     input: Tensor, others: Sequence[Tensor | None], output_mask: Sequence[bool]
 ) -> tuple[Tensor, ...]:
@@ -331,7 +365,11 @@ def _empty_gradients(
 
 
 def _is_differentiated(tensors: Sequence[Tensor | None]) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 class _Switches(types.ModuleType):
@@ -348,7 +386,7 @@ _TORCH = _Switches("torch_switches")
 
 
 def _switches(input: Tensor, cuda_device: str) -> tuple[bool, bool]:
-    if input.device.type == "cpu":
+    if input.is_cpu:
         # CUDA kernels that are emulated there have no Winograd mode, and are not to round to tf32.
         fast_fp32 = cuda_device != "cpu" and get_cpu_precision() == "fast"
     else:

@@ -23,8 +23,13 @@ from .functional import (
 Mixed = tuple[Tensor, Tensor | None]
 """One kernel and one bias for each image."""
 
-_MANY_PIXELS = 32 * 32
+# Where the kernels of this package were measured to be faster than PyTorch's for a static layer.
+_MANY_PIXELS = 32 * 32  # of each of several images
 _FARTHEST = 32
+_FEW_CHANNELS = 4
+_FEW_PIXELS = 64
+_FEW_PRODUCTS = 200_000
+_POINTWISE_PIXELS = 64 * 64
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -267,8 +272,8 @@ class FusedConv2d(nn.Conv2d):
     """A `torch.nn.Conv2d` that computes its activation in the same pass.
 
     Arguments, parameters and state dict are those of `torch.nn.Conv2d`. Where they are faster, that
-    is for CPU tensors, one group and strides up to 2, and for one image or large ones, the kernels
-    of this package do the work; elsewhere it is PyTorch's own convolution.
+    is for CPU tensors, one group and strides up to 2, and for one image or large ones with enough
+    to do, the kernels of this package do the work; elsewhere it is PyTorch's own convolution.
 
     Args:
         *args: as `torch.nn.Conv2d` takes them.
@@ -301,35 +306,21 @@ class FusedConv2d(nn.Conv2d):
             residual: of the shape of the result, added to it behind the activation.
         """
         if not self._is_faster_fused(input):
-            output = self._activate(super().forward(input))
+            output = self._activate(self._conv_forward(input, self.weight, self.bias))
             return output if residual is None else output + residual
+        weight, bias = self.weight.unsqueeze(0), self.bias
+        bias = None if bias is None else bias.unsqueeze(0)
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        fused = {
+            "activation": self.activation,
+            "negative_slope": self.negative_slope,
+            "residual": residual,
+        }
+        if input.shape[0] == 1:
+            return per_sample_conv2d(input, weight, bias, *geometry, **fused)
         # One expert, and for every image all of it.
-        return dynamic_conv2d(
-            input,
-            self.weight.unsqueeze(0),
-            self.weight.new_ones((input.shape[0], 1)),
-            None if self.bias is None else self.bias.unsqueeze(0),
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            residual=residual,
-        )
-
-    def _is_faster_fused(self, input: Tensor) -> bool:
-        # Kernels are transformed for each image anew: that needs pixels to pay.
-        return (
-            input.dim() == 4
-            and (input.shape[0] == 1 or input.shape[2] * input.shape[3] >= _MANY_PIXELS)
-            and self.groups == 1
-            and max(self.stride) <= 2
-            and max(self.kernel_size) * max(self.dilation) <= _FARTHEST
-            and self.padding_mode == "zeros"
-            and convolution_dtype(input) == convolution_dtype(self.weight)
-            and uses_cpu_kernels(input)
-        )
+        all_of_it = weight.new_ones((input.shape[0], 1))
+        return dynamic_conv2d(input, weight, all_of_it, bias, *geometry, **fused)
 
     def _activate(self, output: Tensor) -> Tensor:
         if self.activation is None:
@@ -337,6 +328,37 @@ class FusedConv2d(nn.Conv2d):
         if self.activation == "relu":
             return F.relu(output)
         return F.leaky_relu(output, self.negative_slope)
+
+    def _is_faster_fused(self, input: Tensor) -> bool:
+        return (
+            input.is_cpu
+            and self.groups == 1
+            and input.dim() == 4
+            and self._has_work(input)
+            and max(self.stride) <= 2
+            and max(self.kernel_size) * max(self.dilation) <= _FARTHEST
+            and self.padding_mode == "zeros"
+            and convolution_dtype(input) == convolution_dtype(self.weight)
+            and uses_cpu_kernels(input)
+        )
+
+    def _has_work(self, input: Tensor) -> bool:
+        images, _, height, width = input.shape
+        # Kernels are transformed for each image anew: that needs pixels to pay.
+        if images != 1 and height * width < _MANY_PIXELS:
+            return False
+        if torch.compiler.is_compiling():
+            return True  # rather than a graph for small images and another for large ones
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        if taps >= 25:
+            return True
+        pixels = height * width // (self.stride[0] * self.stride[1])
+        few_inputs = self.in_channels <= _FEW_CHANNELS
+        if taps == 1:
+            return pixels >= _POINTWISE_PIXELS and not few_inputs and input.stride(1) == 1
+        products = pixels * taps * self.in_channels * self.out_channels
+        enough = pixels >= _FEW_PIXELS and products >= _FEW_PRODUCTS
+        return enough and (not few_inputs or input.stride(1) == 1)
 
     def extra_repr(self) -> str:
         """Describe the layer in the manner of `torch.nn.Conv2d`."""

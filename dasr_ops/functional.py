@@ -129,18 +129,18 @@ def dynamic_conv2d(
         routing_weights,
         bias,
         residual,
-        {
-            "stride": stride,
-            "padding": padding,
-            "dilation": dilation,
-            "groups": groups,
-            "activation": activation,
-            "negative_slope": negative_slope,
-            "residual_scale": residual_scale,
-            "upscale_factor": upscale_factor,
-        },
+        (
+            stride,
+            padding,
+            dilation,
+            groups,
+            upscale_factor,
+            activation,
+            negative_slope,
+            residual_scale,
+        ),
     )
-    input, residual = _autocast(input), _autocast(residual)
+    input, residual = _autocast(input, residual)
     backend = choose("dynamic_conv2d", input)
     return backend.dynamic_conv2d(input, weight, routing_weights, bias, residual, options)
 
@@ -192,18 +192,18 @@ def per_sample_conv2d(
         weight,
         bias,
         residual,
-        {
-            "stride": stride,
-            "padding": padding,
-            "dilation": dilation,
-            "groups": groups,
-            "activation": activation,
-            "negative_slope": negative_slope,
-            "residual_scale": residual_scale,
-            "upscale_factor": upscale_factor,
-        },
+        (
+            stride,
+            padding,
+            dilation,
+            groups,
+            upscale_factor,
+            activation,
+            negative_slope,
+            residual_scale,
+        ),
     )
-    input, residual = _autocast(input), _autocast(residual)
+    input, residual = _autocast(input, residual)
     backend = choose("per_sample_conv2d", input)
     return backend.per_sample_conv2d(input, weight, bias, residual, options)
 
@@ -232,15 +232,19 @@ def uses_cpu_kernels(input: Tensor) -> bool:
 
 def convolution_dtype(input: Tensor) -> torch.dtype:
     """Return the type that convolutions of ``input`` run in: its own, or that of autocast."""
-    device_type = input.device.type
-    if (
-        input.dtype != torch.float64
-        and device_type in AUTOCAST_DEVICES
-        and torch.is_autocast_enabled(device_type)
-    ):
-        return torch.get_autocast_dtype(device_type)
+    if input.dtype != torch.float64 and _autocasts(input):
+        return torch.get_autocast_dtype(input.device.type)
     return input.dtype
 
 
-def _autocast(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.to(convolution_dtype(tensor))
+def _autocasts(input: Tensor) -> bool:
+    device_type = input.device.type
+    return device_type in AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type)
+
+
+def _autocast(input: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    if not _autocasts(input):
+        return input, residual
+    if residual is not None:
+        residual = residual.to(convolution_dtype(residual))
+    return input.to(convolution_dtype(input)), residual

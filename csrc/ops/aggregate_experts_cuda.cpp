@@ -20,8 +20,8 @@ AggregateExpertsSizes sizes_of(const Tensor& weight, const Tensor& routing) {
 Tensor aggregate_experts_cuda(const Tensor& weight_, const Tensor& routing_weights_,
                               ScalarType dtype) {
   const DeviceGuard guard(weight_);
-  const Tensor weight = torch::stable::contiguous(weight_);
-  const Tensor routing = torch::stable::contiguous(routing_weights_);
+  const Tensor weight = to_contiguous(weight_);
+  const Tensor routing = to_contiguous(routing_weights_);
   std::vector<int64_t> size = size_vector(weight);
   size[0] = routing.size(0);
   const Tensor out = empty_like_device(weight, size, dtype);
@@ -63,9 +63,9 @@ std::tuple<Tensor, Tensor> aggregate_experts_backward_cuda(const Tensor& grad_ou
                                                            const Tensor& routing_weights_,
                                                            std::vector<bool> output_mask) {
   const DeviceGuard guard(weight_);
-  const Tensor grad = torch::stable::contiguous(grad_output);
-  const Tensor weight = torch::stable::contiguous(weight_);
-  const Tensor routing = torch::stable::contiguous(routing_weights_);
+  const Tensor grad = to_contiguous(grad_output);
+  const Tensor weight = to_contiguous(weight_);
+  const Tensor routing = to_contiguous(routing_weights_);
   const auto allocate = [](bool wanted, const Tensor& like) {
     return empty_like_device(like, wanted ? size_vector(like) : std::vector<int64_t>{0},
                              like.scalar_type());

@@ -54,11 +54,11 @@ Tensor allocate(const Tensor& weight, int64_t batch, ScalarType type, PackExpert
 std::vector<Tensor> aggregate_experts_stack_cuda(std::vector<Tensor> weight,
                                                  const Tensor& routing_weights, ScalarType dtype) {
   const DeviceGuard guard(routing_weights);
-  const Tensor routing = torch::stable::contiguous(routing_weights);
+  const Tensor routing = to_contiguous(routing_weights);
   std::vector<Tensor> result;
   std::vector<PackExpertsLayer> layers;
   for (Tensor& experts : weight) {
-    experts = torch::stable::contiguous(experts);
+    experts = to_contiguous(experts);
     layers.emplace_back();
     result.push_back(allocate(experts, routing.size(0), dtype, layers.back()));
     layers.back().out = result.back().mutable_data_ptr();
@@ -92,7 +92,7 @@ std::tuple<std::vector<Tensor>, Tensor> aggregate_experts_stack_backward_cuda(
   const int64_t part_bytes = routing.numel() * (acc == ScalarType::Double ? 8 : 4);
   std::vector<Tensor> grad_weight;
   for (size_t i = 0; i < weight.size(); ++i) {
-    const Tensor experts = torch::stable::contiguous(weight[i]);
+    const Tensor experts = to_contiguous(weight[i]);
     const bool want_weight = output_mask[i];
     grad_weight.push_back(
         empty_like_device(experts, want_weight ? size_vector(experts) : std::vector<int64_t>{0},
@@ -100,7 +100,7 @@ std::tuple<std::vector<Tensor>, Tensor> aggregate_experts_stack_backward_cuda(
     char* part = want_routing ? static_cast<char*>(parts.mutable_data_ptr()) +
                                     static_cast<int64_t>(i) * part_bytes
                               : nullptr;
-    aggregate_experts_gradients_cuda(torch::stable::contiguous(grad_output[i]), 1, experts, routing,
+    aggregate_experts_gradients_cuda(to_contiguous(grad_output[i]), 1, experts, routing,
                                      want_weight ? grad_weight.back().mutable_data_ptr() : nullptr,
                                      part);
   }

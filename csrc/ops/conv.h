@@ -36,6 +36,11 @@ struct Switches {
   bool fast_fp32;
 };
 
+struct Output {
+  Tensor output;
+  std::optional<Tensor> mask;  // bits of the activation's signs, if they are to be saved
+};
+
 // What the backward pass keeps of the forward pass to tell the activation's sign: one of the two.
 struct Saved {
   std::optional<Tensor> output, mask;

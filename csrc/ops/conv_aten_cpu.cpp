@@ -25,14 +25,13 @@ Tensor padded(const Tensor& input, const ConvOptions& options) {
 // [B, C, H, W] -> [1, B * C, H, W]. A single image keeps its memory format.
 Tensor fold_batch(const Tensor& tensor) {
   if (tensor.size(0) == 1) return tensor;
-  return torch::stable::view(
-      torch::stable::contiguous(tensor),
-      Ints{1, tensor.size(0) * tensor.size(1), tensor.size(2), tensor.size(3)});
+  return torch::stable::view(to_contiguous(tensor), Ints{1, tensor.size(0) * tensor.size(1),
+                                                         tensor.size(2), tensor.size(3)});
 }
 
 Tensor fold_kernels(const Tensor& weight) {
   return torch::stable::view(
-      torch::stable::contiguous(weight),
+      to_contiguous(weight),
       Ints{weight.size(0) * weight.size(1), weight.size(2), weight.size(3), weight.size(4)});
 }
 
@@ -85,8 +84,8 @@ Tensor conv_aten_forward(const Tensor& input, const Kernels& kernels,
   const Tensor weight = mixed(kernels.weight, kernels.routing, type);
   std::optional<Tensor> bias;
   if (kernels.bias) {
-    bias = torch::stable::view(
-        torch::stable::contiguous(mixed(*kernels.bias, kernels.routing, type)), Ints{-1});
+    bias =
+        torch::stable::view(to_contiguous(mixed(*kernels.bias, kernels.routing, type)), Ints{-1});
   }
   const auto [c] =
       call_aten<Tensor>("aten::convolution", "", fold_batch(padded(cast(input, type), options)),
@@ -155,7 +154,7 @@ Gradients conv_aten_backward(const Tensor& grad_output, const Tensor& input, con
     grads.input = torch::stable::contiguous(grad_input, memory_format(channels_last));
   }
   if (kernel_gradient) {
-    grad_weight = torch::stable::view(torch::stable::contiguous(grad_weight), size_vector(weight));
+    grad_weight = torch::stable::view(to_contiguous(grad_weight), size_vector(weight));
   }
   if (bias_gradient) grad_bias = torch::stable::view(grad_bias, Ints{batch, channels});
   if (!kernels.routing) {

@@ -8,15 +8,14 @@
 namespace dasr {
 namespace {
 
-std::tuple<Tensor, Tensor> forward(const Tensor& input, const Kernels& kernels,
-                                   const std::optional<Tensor>& residual_,
-                                   const ConvOptions& options, bool save_mask,
-                                   const Switches& switches) {
+Output forward(const Tensor& input, const Kernels& kernels, const std::optional<Tensor>& residual_,
+               const ConvOptions& options, bool save_mask, const Switches& switches) {
   const ScalarType type = compute_type(input);
   const std::vector<int64_t> size = output_size(input, kernels.weight, options);
   const int64_t numel = size[0] * size[1] * size[2] * size[3];
-  const Tensor mask = empty_like_device(input, {save_mask ? (numel + 7) / 8 : 0}, ScalarType::Byte);
-  uint8_t* bits = save_mask ? mask.mutable_data_ptr<uint8_t>() : nullptr;
+  std::optional<Tensor> mask;
+  if (save_mask) mask = empty_like_device(input, {(numel + 7) / 8}, ScalarType::Byte);
+  uint8_t* bits = save_mask ? mask->mutable_data_ptr<uint8_t>() : nullptr;
   const std::optional<Tensor> residual = cast(residual_, type);
   if (numel == 0 || conv_kernels_apply(input, kernels, options)) {
     const Tensor output = empty_like_device(input, size, type, is_channels_last(input));
@@ -42,6 +41,7 @@ using Operators = ConvOperators<forward, backward>;
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(dasr_ops, CPU, m) {
+  m.impl("conv2d_inference", TORCH_BOX(&Operators::conv2d_inference));
   m.impl("dynamic_conv2d", TORCH_BOX(&Operators::dynamic_conv2d));
   m.impl("dynamic_conv2d_backward", TORCH_BOX(&Operators::dynamic_conv2d_backward));
   m.impl("per_sample_conv2d", TORCH_BOX(&Operators::per_sample_conv2d));

@@ -26,11 +26,11 @@ struct Bias {
 Bias conv_bias(const Kernels& kernels, ScalarType input) {
   Bias result;
   if (!kernels.bias) return result;
-  result.bias = torch::stable::contiguous(*not_wider(kernels.bias, input));
+  result.bias = to_contiguous(*not_wider(kernels.bias, input));
   result.params.bias = result.bias->const_data_ptr();
   result.params.bias_type = dtype_of(*result.bias);
   if (kernels.routing) {
-    result.routing = torch::stable::contiguous(*not_wider(kernels.routing, input));
+    result.routing = to_contiguous(*not_wider(kernels.routing, input));
     result.params.routing = result.routing->const_data_ptr();
     result.params.routing_type = dtype_of(*result.routing);
     result.params.experts = result.routing->size(1);
@@ -38,20 +38,19 @@ Bias conv_bias(const Kernels& kernels, ScalarType input) {
   return result;
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& input, const Kernels& kernels,
-                                   const std::optional<Tensor>& residual_,
-                                   const ConvOptions& options, bool save_mask,
-                                   const Switches& switches) {
+Output forward(const Tensor& input, const Kernels& kernels, const std::optional<Tensor>& residual_,
+               const ConvOptions& options, bool save_mask, const Switches& switches) {
   const DeviceGuard guard(input);
   const ScalarType type = input.scalar_type();
   const Tensor output = empty_like_device(input, output_size(input, kernels.weight, options), type,
                                           is_channels_last(input));
-  // Bits are set one word at a time: the last one is whole.
-  const int64_t mask_bytes = save_mask ? (output.numel() + 7) / 8 : 0;
-  Tensor mask = empty_like_device(input, {(mask_bytes + 3) / 4 * 4}, ScalarType::Byte);
-  if (save_mask) torch::stable::zero_(mask);
-  const Tensor words = mask;
-  if (mask_bytes % 4 != 0) mask = torch::stable::narrow(mask, 0, 0, mask_bytes);
+  std::optional<Tensor> mask, words;
+  if (save_mask) {
+    // Bits are set one word at a time: the last one is whole.
+    const int64_t mask_bytes = (output.numel() + 7) / 8;
+    words = zeros_like_device(input, {(mask_bytes + 3) / 4 * 4}, ScalarType::Byte);
+    mask = mask_bytes % 4 == 0 ? words : torch::stable::narrow(*words, 0, 0, mask_bytes);
+  }
   if (output.numel() == 0) return {output, mask};
 
   const Bias bias = conv_bias(kernels, type);
@@ -63,7 +62,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Kernels& kernels,
   epilogue.negative_slope = options.negative_slope.value_or(0);
   if (residual) epilogue.residual = conv_tensor(*residual);
   epilogue.residual_scale = options.residual_scale;
-  epilogue.mask = save_mask ? static_cast<uint32_t*>(words.mutable_data_ptr()) : nullptr;
+  epilogue.mask = save_mask ? static_cast<uint32_t*>(words->mutable_data_ptr()) : nullptr;
   convolve(input, kernels, conv_shape(input, kernels.weight, options), false, epilogue,
            switches.fast_fp32, output);
   return {output, mask};
@@ -234,6 +233,7 @@ using Operators = ConvOperators<forward, backward>;
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(DASR_CUDA_NAMESPACE, DASR_CUDA_KEY, m) {
+  m.impl("conv2d_inference", TORCH_BOX(&Operators::conv2d_inference));
   m.impl("dynamic_conv2d", TORCH_BOX(&Operators::dynamic_conv2d));
   m.impl("dynamic_conv2d_backward", TORCH_BOX(&Operators::dynamic_conv2d_backward));
   m.impl("per_sample_conv2d", TORCH_BOX(&Operators::per_sample_conv2d));

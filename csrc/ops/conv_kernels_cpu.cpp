@@ -11,10 +11,16 @@
 namespace dasr {
 namespace {
 
-cpu::ThreadPool thread_pool() {
+// Of fewer products than this a thread is done before another would have begun.
+constexpr int64_t kFewProducts = 1 << 16;
+
+cpu::ThreadPool thread_pool(const cpu::ConvParams& p) {
   const char* error = cpu::isa_choice().error;
   STD_TORCH_CHECK(error == nullptr, "dasr_ops: ", error, ", got ", std::getenv("DASR_OPS_CPU_ISA"));
   cpu::ThreadPool pool;
+  const int64_t kernel =
+      p.out_channels * (p.depthwise ? 1 : p.in_channels) * p.y.kernel * p.x.kernel;
+  if (p.batch * kernel * (p.experts + p.y.output() * p.x.output()) < kFewProducts) return pool;
   pool.num_threads = static_cast<int>(torch::stable::get_num_threads());
   pool.parallel_for = [](int64_t begin, int64_t end, int64_t grain,
                          void (*fn)(int64_t, int64_t, void*), void* ctx) {
@@ -109,7 +115,7 @@ void conv_kernels_forward(const Tensor& input, const Kernels& kernels,
   if (residual) copy_strides(*residual, params.residual_strides);
   params.output = output.mutable_data_ptr<float>();
   params.sign_mask = mask;
-  cpu::conv_forward(params, thread_pool());
+  cpu::conv_forward(params, thread_pool(params));
 }
 
 Gradients conv_kernels_backward(const Tensor& grad_output, const Tensor& input,
@@ -141,7 +147,7 @@ Gradients conv_kernels_backward(const Tensor& grad_output, const Tensor& input,
     params.grad_routing = allocate(wanted.routing, grads.routing, *kernels.routing);
   }
   if (kernels.bias) params.grad_bias = allocate(wanted.bias, grads.bias, *kernels.bias);
-  cpu::conv_backward(params, thread_pool());
+  cpu::conv_backward(params, thread_pool(params));
   return grads;
 }
 

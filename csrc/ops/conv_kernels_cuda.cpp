@@ -94,7 +94,7 @@ Aggregated aggregated_kernels(const Kernels& kernels, const ConvShape& shape, Sc
   const int64_t columns = transposed ? shape.group_out() : shape.group_in();
   const int64_t row_stride = round_up(columns, 16 / static_cast<int64_t>(size_of(dtype_of(type))));
   const Tensor memory = empty_like_device(w, {count, shape.taps(), n_rows, row_stride}, type);
-  const Tensor weight = torch::stable::contiguous(kernels.routing ? w : rows(w, first, count));
+  const Tensor weight = to_contiguous(kernels.routing ? w : rows(w, first, count));
   PackExpertsLayer layer;
   layer.weight = weight.const_data_ptr();
   layer.weight_type = dtype_of(weight);
@@ -111,7 +111,7 @@ Aggregated aggregated_kernels(const Kernels& kernels, const ConvShape& shape, Sc
   params.n_layers = 1;
   std::optional<Tensor> routing;
   if (kernels.routing) {
-    routing = torch::stable::contiguous(rows(*kernels.routing, first, count));
+    routing = to_contiguous(rows(*kernels.routing, first, count));
     params.routing = routing->const_data_ptr();
     params.routing_type = dtype_of(*routing);
     params.experts = w.size(0);

@@ -1,14 +1,13 @@
-// The four convolution operators over one pair of implementations.
+// The five convolution operators over one pair of implementations.
 #pragma once
 
 #include "ops/conv.h"
 
 namespace dasr {
 
-using ConvForward = std::tuple<Tensor, Tensor> (*)(const Tensor& input, const Kernels& kernels,
-                                                   const std::optional<Tensor>& residual,
-                                                   const ConvOptions& options, bool save_mask,
-                                                   const Switches& switches);
+using ConvForward = Output (*)(const Tensor& input, const Kernels& kernels,
+                               const std::optional<Tensor>& residual, const ConvOptions& options,
+                               bool save_mask, const Switches& switches);
 // grad_output has elements; only what is wanted and exists is formed, in any floating-point type.
 using ConvBackward = Gradients (*)(const Tensor& grad_output, const Tensor& input,
                                    const Kernels& kernels, const Saved& saved,
@@ -25,10 +24,10 @@ struct ConvOperators {
       const Optional& bias, const Optional& residual, Ints stride, Ints padding, Ints dilation,
       int64_t groups, std::optional<double> negative_slope, double residual_scale,
       int64_t upscale_factor, bool save_mask, bool deterministic, bool fast_fp32) {
-    return kForward(input, {weight, routing_weights, bias}, residual,
-                    {stride, padding, dilation, groups, negative_slope,
-                     residual ? residual_scale : 1.0, upscale_factor},
-                    save_mask, {deterministic, fast_fp32});
+    return finish(kForward(input, {weight, routing_weights, bias}, residual,
+                           {stride, padding, dilation, groups, negative_slope,
+                            residual ? residual_scale : 1.0, upscale_factor},
+                           save_mask, {deterministic, fast_fp32}));
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> dynamic_conv2d_backward(
@@ -51,10 +50,10 @@ struct ConvOperators {
       Ints stride, Ints padding, Ints dilation, int64_t groups,
       std::optional<double> negative_slope, double residual_scale, int64_t upscale_factor,
       bool save_mask, bool deterministic, bool fast_fp32) {
-    return kForward(input, {weight, std::nullopt, bias}, residual,
-                    {stride, padding, dilation, groups, negative_slope,
-                     residual ? residual_scale : 1.0, upscale_factor},
-                    save_mask, {deterministic, fast_fp32});
+    return finish(kForward(input, {weight, std::nullopt, bias}, residual,
+                           {stride, padding, dilation, groups, negative_slope,
+                            residual ? residual_scale : 1.0, upscale_factor},
+                           save_mask, {deterministic, fast_fp32}));
   }
 
   static std::tuple<Tensor, Tensor, Tensor> per_sample_conv2d_backward(
@@ -70,7 +69,32 @@ struct ConvOperators {
             finish(grads.bias, bias ? *bias : weight)};
   }
 
+  // Either of them without anything to differentiate. `geometry`: see the schema.
+  static Tensor conv2d_inference(const Tensor& input, const Tensor& weight,
+                                 const Optional& routing_weights, const Optional& bias,
+                                 const Optional& residual, Ints geometry,
+                                 std::optional<double> negative_slope, double residual_scale) {
+    STD_TORCH_CHECK(geometry.size() == 12, "dasr_ops: geometry: expected 12 integers, got ",
+                    geometry.size());
+    const int64_t* g = geometry.data();
+    return kForward(input, {weight, routing_weights, bias}, residual,
+                    {{g, g + 2},
+                     {g + 2, g + 6},
+                     {g + 6, g + 8},
+                     g[8],
+                     negative_slope,
+                     residual ? residual_scale : 1.0,
+                     g[9]},
+                    false, {g[10] != 0, g[11] != 0})
+        .output;
+  }
+
  private:
+  static std::tuple<Tensor, Tensor> finish(const Output& result) {
+    return {result.output,
+            result.mask ? *result.mask : empty_like_device(result.output, {0}, ScalarType::Byte)};
+  }
+
   static Gradients backward(const Tensor& grad_output, const Tensor& input, const Kernels& kernels,
                             const Saved& saved, const ConvOptions& options, const Wanted& wanted,
                             const Switches& switches) {

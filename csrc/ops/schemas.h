@@ -21,6 +21,9 @@ constexpr const char* kSchemas[] = {
     "aggregate_experts_stack_backward(Tensor[] grad_output, Tensor[] weight, "
     "Tensor routing_weights, bool[] output_mask) -> (Tensor[], Tensor)",
 
+    "conv2d_inference(Tensor input, Tensor weight, Tensor? routing_weights, Tensor? bias, "
+    "Tensor? residual, int[] geometry, float? negative_slope, float residual_scale) -> Tensor",
+
     "dynamic_conv2d(Tensor input, Tensor weight, Tensor routing_weights, Tensor? bias, "
     "Tensor? residual, " DASR_CONV_OPTIONS ", bool save_mask, " DASR_SWITCHES
     ") -> (Tensor, Tensor)",

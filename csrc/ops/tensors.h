@@ -55,8 +55,13 @@ inline std::optional<Tensor> cast(const std::optional<Tensor>& tensor, ScalarTyp
   return cast(*tensor, type);
 }
 
+// torch::stable::contiguous looks an operator up by its name: that costs more than a small kernel.
+inline Tensor to_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 inline Tensor contiguous(const Tensor& tensor, ScalarType type) {
-  return torch::stable::contiguous(cast(tensor, type));
+  return to_contiguous(cast(tensor, type));
 }
 
 inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor, ScalarType type) {
@@ -64,10 +69,34 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor, Sca
   return contiguous(*tensor, type);
 }
 
+// Memory strides of a dense tensor; channels_last is for four dimensions.
+inline std::vector<int64_t> dense_strides(const std::vector<int64_t>& size, bool channels_last) {
+  if (channels_last) {
+    return {size[1] * size[2] * size[3], 1, size[1] * size[3], size[1]};
+  }
+  std::vector<int64_t> strides(size.size());
+  int64_t step = 1;
+  for (size_t d = size.size(); d-- > 0;) {
+    strides[d] = step;
+    step *= std::max<int64_t>(size[d], 1);
+  }
+  return strides;
+}
+
+// Of the shim's own functions this one needs no operator to be looked up, as torch::stable::empty
+// does.
 inline Tensor empty_like_device(const Tensor& like, const std::vector<int64_t>& size,
                                 ScalarType type, bool channels_last = false) {
-  return torch::stable::empty(size, type, std::nullopt, like.device(), std::nullopt,
-                              memory_format(channels_last));
+  const std::vector<int64_t> strides = dense_strides(size, channels_last);
+  const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  int32_t device = 0;
+  check_status(aoti_torch_get_device_type(like.get(), &device), "aoti_torch_get_device_type");
+  AtenTensorHandle result = nullptr;
+  check_status(
+      aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), strides.data(),
+                               dtype, device, like.get_device_index(), &result),
+      "aoti_torch_empty_strided");
+  return Tensor(result);
 }
 
 inline Tensor zeros_like_device(const Tensor& like, const std::vector<int64_t>& size,

@@ -104,6 +104,8 @@ DASR_OPS_INLINE Geometry forward_geometry(const ConvParams& p) {
   return {forward_axis(p.y), forward_axis(p.x)};
 }
 
+constexpr int64_t kFewTaps = 64;
+
 // Pixel i * stride + phase of the gradient of the input is a sum over the taps t for which
 // i * stride + phase + pad - t * dilation is a multiple of the stride: every u-th tap, the last
 // first, in steps of dilation / gcd(stride, dilation) pixels of the gradient of the output.
@@ -149,6 +151,18 @@ static bool winograd_pays(int64_t height, int64_t width, int64_t in_channels) {
 
 static void run_convolution(ConvJob job, bool depthwise, bool precise, const ThreadPool& pool) {
   Sink& dst = job.dst;
+  job.y = job.y.cropped(job.src.height, dst.height);
+  job.x = job.x.cropped(job.src.width, dst.width);
+  // Where few taps are left, all of them need not be laid out.
+  int64_t wanted[kFewTaps];
+  const int64_t worth = job.bank.transposed ? 8 : 4;
+  if (job.taps() <= kFewTaps && worth * job.taps() <= job.bank.taps) {
+    for (int64_t t = 0; t < job.taps(); ++t) {
+      wanted[t] = job.tap(t / job.x.taps, t % job.x.taps);
+    }
+    job.bank.wanted = wanted;
+    job.bank.num_wanted = job.taps();
+  }
   const auto in_rows = [&](const Strides& s) { return s.y == dst.width * s.x; };
   if (is_one_row(job, job.src, dst.height, dst.width) && dst.map.r == 1 && in_rows(dst.strides) &&
       (dst.residual == nullptr || in_rows(dst.residual_strides))) {
@@ -181,7 +195,9 @@ static void run_convolution(ConvJob job, bool depthwise, bool precise, const Thr
 void conv_forward(const ConvParams& p, const ThreadPool& pool) {
   const OutputShape shape(p);
   const int64_t r = p.upscale_factor;
-  const bool nhwc = p.output_layout == Layout::kNHWC;
+  // The channels of a single pixel follow each other in any layout.
+  const bool one_pixel = shape.image_height == 1 && shape.image_width == 1;
+  const bool nhwc = p.output_layout == Layout::kNHWC || one_pixel;
   Sink sink{};
   sink.data = p.output;
   sink.nhwc = nhwc;
@@ -211,10 +227,8 @@ void conv_forward(const ConvParams& p, const ThreadPool& pool) {
       p.depthwise, p.precise, pool);
 }
 
-constexpr int64_t kFewTaps = 64;
-
 static void input_grad(const ConvBackwardParams& p, const ThreadPool& pool) {
-  const bool nhwc = p.grad_input_layout == Layout::kNHWC;
+  const bool nhwc = p.grad_input_layout == Layout::kNHWC || (p.y.size == 1 && p.x.size == 1);
   const Source grad = grad_source(p);
   Sink sink{};
   sink.data = p.grad_input;
@@ -235,17 +249,8 @@ static void input_grad(const ConvBackwardParams& p, const ThreadPool& pool) {
       phase.strides.x *= p.x.stride;
       phase.height = ceil_div(p.y.size - y, p.y.stride);
       phase.width = ceil_div(p.x.size - x, p.x.stride);
-      ConvJob job{{backward_axis(p.y, y), backward_axis(p.x, x)}, p.batch, grad, phase, bank};
-      // Phases are many where each wants few of the taps: all of them need not be mixed each time.
-      int64_t wanted[kFewTaps];
-      if (bank.transposed && job.taps() <= kFewTaps && 8 * job.taps() <= bank.taps) {
-        for (int64_t t = 0; t < job.taps(); ++t) {
-          wanted[t] = job.tap(t / job.x.taps, t % job.x.taps);
-        }
-        job.bank.wanted = wanted;
-        job.bank.num_wanted = job.taps();
-      }
-      run_convolution(job, p.depthwise, p.precise, pool);
+      run_convolution({{backward_axis(p.y, y), backward_axis(p.x, x)}, p.batch, grad, phase, bank},
+                      p.depthwise, p.precise, pool);
     }
   }
 }

@@ -25,6 +25,19 @@ struct JobAxis {
     return taps == 0 ? 0 : (outputs - 1) * stride + (taps - 1) * dilation + 1;
   }
   bool dense(int64_t taps_) const { return taps == taps_ && stride == 1 && dilation == 1; }
+
+  // Without the taps at either end that meet nothing but padding.
+  JobAxis cropped(int64_t inputs, int64_t outputs) const {
+    JobAxis a = *this;
+    for (; a.taps > 0 && (outputs - 1) * stride < a.pad; --a.taps) {
+      a.pad -= dilation;
+      a.first += step;
+    }
+    while (a.taps > 0 && (a.taps - 1) * dilation - a.pad >= inputs) {
+      --a.taps;
+    }
+    return a;
+  }
 };
 
 struct Geometry {

@@ -136,9 +136,12 @@ struct Panels {
   int64_t vecs;
   int64_t count;
 
-  int64_t first_vec(int64_t panel) const { return panel * vecs / count; }
+  // Divisions are slow, and one panel is common.
+  int64_t first_vec(int64_t panel) const {
+    return count == 1 ? panel * vecs : panel * vecs / count;
+  }
   int64_t num_vecs(int64_t panel) const { return first_vec(panel + 1) - first_vec(panel); }
-  int64_t panel_of(int64_t vec) const { return ((vec + 1) * count - 1) / vecs; }
+  int64_t panel_of(int64_t vec) const { return count == 1 ? 0 : ((vec + 1) * count - 1) / vecs; }
 };
 
 struct PanelRange {

@@ -17,7 +17,7 @@ struct KernelBank {
   int64_t taps;
   ChannelMap map;   // of the O channels
   bool transposed;  // hand out the kernels of the gradient: O -> I
-  // Of a transposed kernel with many taps the few that are wanted; null: all.
+  // Of a kernel with many taps the few that are wanted; null: all.
   const int64_t* wanted = nullptr;
   int64_t num_wanted = 0;
 
@@ -80,6 +80,13 @@ static void aggregate_bias(const KernelBank& bank, int64_t b, float* dst) {
   if (bank.bias == nullptr) {
     return;
   }
+  if (!bank.map.grouped) {
+    const float* sum = aggregate(bank, bank.bias, bank.out_channels, b, 0, channels, dst);
+    if (sum != dst) {
+      copy_floats(dst, sum, channels);
+    }
+    return;
+  }
   for (int64_t n = 0; n < channels; ++n) {
     float value;
     dst[n] =
@@ -116,7 +123,18 @@ static void pack_vector(const KernelBank& bank, int64_t b, int64_t v, float* scr
     }
   }
   fill_zero(rows + count * row, (kLanes - count) * row);
-  transpose(rows, row, kLanes, row, taps, kLanes);
+  if (bank.wanted != nullptr) {
+    for (int64_t c = 0; c < bank.in_channels; ++c) {
+      for (int64_t i = 0; i < bank.num_wanted; ++i) {
+        const int64_t at = c * bank.taps + bank.wanted[i];
+        for (int64_t l = 0; l < kLanes; ++l) {
+          taps[at * kLanes + l] = rows[l * row + at];
+        }
+      }
+    }
+  } else {
+    transpose(rows, row, kLanes, row, taps, kLanes);
+  }
   for (int64_t c = 0; c < bank.in_channels; ++c) {
     emit(c, v, Taps{taps + c * bank.taps * kLanes, kLanes});
   }

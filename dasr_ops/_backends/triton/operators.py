@@ -118,6 +118,16 @@ def _aggregate_gradients(
     return expert_gradients(parts, weight, routing, wanted, weight.dtype)
 
 
+def conv2d_inference(*args: Any) -> Tensor:
+    """Convolve where nothing is differentiated; see the schema in `_library`."""
+    input, weight, routing, bias, residual, geometry, slope, scale = args
+    stride, padding, dilation = geometry[:2], geometry[2:6], geometry[6:8]
+    groups, upscale_factor, *switches = geometry[8:]
+    options = (stride, padding, dilation, groups, slope, scale, upscale_factor)
+    rest = (*options, False, *map(bool, switches))
+    return _forward(input, Kernels(weight, routing, bias), residual, rest)[0]
+
+
 def dynamic_conv2d(*args: Any) -> tuple[Tensor, Tensor]:
     """Mix experts, then convolve; see the schema in `_library`."""
     input, weight, routing, bias, residual = args[:5]
