@@ -289,7 +289,7 @@ def test_usage_errors(tmp_path, networks, capsys, monkeypatch):
     w = ["--weights", str(networks / "x4.safetensors")]
     for arguments, expected in (
         ([], "expected a folder of photographs"),
-        (["none"], "expected a folder, got none"),
+        (["none"], "expected a folder or a picture, got none"),
         (["set", "set"], "expected one folder"),
         (["set", "--gt", "set/gt"], "take the place of a folder"),
         (["--gt", "set/gt"], "--gt: expected --lr or --sr"),

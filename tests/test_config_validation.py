@@ -156,7 +156,7 @@ def test_nothing_missing(ready):
         ("data", {"root": Path("d.pth")}, "data.root: d.pth is no folder"),
         ("start", {"weights": (Path("no.pth"),)}, "start.weights: no.pth does not exist"),
         ("start", {"discriminator": Path("no.pth")}, "start.discriminator: no.pth does not exist"),
-        ("validation", {"pictures": Path("no")}, "validation.pictures: no is no folder"),
+        ("validation", {"pictures": Path("no")}, "validation.pictures: no does not exist"),
         ("optimizer", {"name": "adamw"}, "optimizer.name: torch.optim has no optimiser adamw; did "
          "you mean AdamW?"),
         ("optimizer", {"name": "Optimizer"}, "optimizer.name: torch.optim has no optimiser"),

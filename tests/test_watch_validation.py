@@ -245,12 +245,11 @@ def test_bad_pictures_are_left_out_with_one_warning_each(tmp_path):
         Validation(config(tmp_path))
 
 
-def test_pictures_too_small_for_a_level_are_left_out_there(tmp_path):
-    picture(tmp_path / "small.png", (36, 36))
-    picture(tmp_path / "large.png", (128, 128), seed=1)
-    with pytest.warns(UserWarning, match=r"small \(severe\)|small \(weak\)|small \(standard\)"):
-        result = Validation(config(tmp_path, levels=("clean", "severe"))).run(enlarge)
-    assert list(result) == ["clean", "severe"]
+def test_a_single_small_picture_is_scored_at_every_level(tmp_path):
+    path = picture(tmp_path / "small.png", (36, 36))
+    levels = ("clean", "weak", "standard", "severe")
+    validation = Validation(config(path, levels=levels))
+    assert validation.names == ["small"] and list(validation.run(enlarge)) == list(levels)
 
 
 def test_folders_that_do_not_fit(tmp_path):
@@ -259,7 +258,7 @@ def test_folders_that_do_not_fit(tmp_path):
             Validation(config(folder))
 
     refused(None, "validation.pictures: expected a folder, got None")
-    refused(tmp_path / "none", "validation.pictures: expected a folder, got")
+    refused(tmp_path / "none", "validation.pictures: expected a folder or a picture, got")
     refused(tmp_path, "found none in")
     lr = picture(tmp_path / "lr" / "a.png", (20, 20))
     refused(tmp_path, r"has lr/ but no gt/")

@@ -86,8 +86,8 @@ class DataConfig:
     """Ground truth, and how patches are cut."""
 
     train: tuple[Path, ...] = ()
-    """Folders of pictures (searched recursively), LMDB databases (NAME.lmdb), or text files with
-    one picture to a line (meta-info lists; paths relative to `root`)."""
+    """Folders of pictures (searched recursively), pictures, LMDB databases (NAME.lmdb), or text
+    files with one picture to a line (meta-info lists; paths relative to `root`)."""
     root: Path | None = None
     """Where the paths of meta-info lists begin; default: the folder of the list."""
     patch_size: int = 256
@@ -364,7 +364,8 @@ class ValidationConfig:
     """Pictures that are looked at while training."""
 
     pictures: Path | None = None
-    """A folder of ground truth, or a folder with `lr/` and `gt/` (pairs of equal names)."""
+    """A folder of ground truth (or one picture), or a folder with `lr/` and `gt/` (pairs of equal
+    names)."""
     levels: tuple[str, ...] = ("clean", "weak", "standard", "severe")
     """How ground truth is degraded, seeded by name of picture and level; pairs are taken as they
     are."""

@@ -36,12 +36,11 @@ def _data(config: TrainConfig) -> Iterator[str]:
     for path in config.data.train:
         if not os.path.exists(path):
             yield f"data.train: {path} does not exist"
-    for name, path in (
-        ("data.root", config.data.root),
-        ("validation.pictures", config.validation.pictures),
-    ):
-        if path is not None and not os.path.isdir(path):
-            yield f"{name}: {path} is no folder"
+    root, pictures = config.data.root, config.validation.pictures
+    if root is not None and not os.path.isdir(root):
+        yield f"data.root: {root} is no folder"
+    if pictures is not None and not os.path.exists(pictures):
+        yield f"validation.pictures: {pictures} does not exist"
 
 
 def _weights(config: TrainConfig) -> Iterator[str]:

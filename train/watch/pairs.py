@@ -29,10 +29,10 @@ def is_picture(path: Path) -> bool:
 
 
 def find_pictures(folder: Path, suffix: str = "") -> dict[str, Path]:
-    """Find the pictures below a folder, hidden files and folders left out.
+    """Find the pictures below a folder, hidden files and folders left out; or take a single one.
 
     Args:
-        folder: searched recursively, through links too.
+        folder: searched recursively, through links too; or a picture.
         suffix: removed from the end of each name, see below; files without it keep theirs.
 
     Returns:
@@ -40,10 +40,12 @@ def find_pictures(folder: Path, suffix: str = "") -> dict[str, Path]:
         the file name's extension and ``suffix``.
 
     Raises:
-        ValueError: no such folder, no picture in it, or two of one name.
+        ValueError: neither a folder nor a picture, no picture in it, or two of one name.
     """
+    if folder.is_file() and is_picture(folder):
+        return {folder.stem.removesuffix(suffix) or folder.stem: folder}
     if not folder.is_dir():
-        raise ValueError(f"expected a folder, got {folder}")
+        raise ValueError(f"expected a folder or a picture, got {folder}")
     found: dict[str, Path] = {}
     visited: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):

@@ -136,12 +136,7 @@ class DegradedSet:
                 key = (name, level, draw)
                 lr = self._cache.get(key)
                 if lr is None:
-                    try:
-                        degraded = apply(params, gt.float() / 255, self.scale)
-                    except ValueError as error:  # too small for the kernels of a strong level
-                        failed(f"{name} ({level})", f"too small: {error}")
-                        break
-                    lr = (degraded * 255).round().byte()
+                    lr = (apply(params, gt.float() / 255, self.scale) * 255).round().byte()
                     if lr.numel() <= self._budget:
                         self._budget -= lr.numel()
                         self._cache[key] = lr
@@ -245,7 +240,7 @@ def open_folder(
     suffix: str = "",
     cache_bytes: int = 0,
 ) -> DegradedSet | PairSet:
-    """Understand a folder: ground truth, or pairs.
+    """Understand a folder: ground truth (or a single picture of it), or pairs.
 
     Pairs are a folder with ``gt/`` and ``lr/``, or one made by ``dasr degrade``: with ``gt/`` and
     ``LEVEL/lr/`` for each level; then ``levels`` plays no role. Other arguments: see `DegradedSet`
@@ -254,8 +249,6 @@ def open_folder(
     Raises:
         ValueError: as they do.
     """
-    if not folder.is_dir():
-        raise ValueError(f"expected a folder, got {folder}")
     gt, lr = folder / "gt", folder / "lr"
     if lr.is_dir() and not gt.is_dir():
         raise ValueError(f"{folder} has lr/ but no gt/")
