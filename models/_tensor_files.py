@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._messages import one_line
+
 PTH_SUFFIXES = (".pth", ".pt", ".ckpt")
 """File names that are read and written by torch.load and torch.save."""
 
@@ -98,9 +100,3 @@ def _read_pth(path: Path) -> Any:
         if "weights_only" in str(error).lower():
             reason = "holds other objects than tensors and containers, or is no checkpoint"
         raise CheckpointError(f"{path}: {reason} ({type(error).__name__})") from None
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an exception says in one line of at most 200 characters."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())[:200] or type(error).__name__

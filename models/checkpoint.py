@@ -17,11 +17,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ._messages import one_line
 from ._tensor_files import (
     PTH_SUFFIXES,
     CheckpointError,
     StrPath,
-    one_line,
     read_metadata,
     read_state_dict,
 )

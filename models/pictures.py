@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ._messages import one_line
 from .files import atomic_path
 
 FORMATS = {
@@ -96,13 +97,13 @@ def read_picture(path: str | os.PathLike[str]) -> Image.Image:
     except UnidentifiedImageError:
         raise PictureError("not a picture that can be read") from None
     except Image.DecompressionBombError as error:
-        raise PictureError(f"too large: {_one_line(error)}") from None
+        raise PictureError(f"too large: {one_line(error)}") from None
     except OSError as error:
-        raise PictureError(error.strerror or _one_line(error)) from None
+        raise PictureError(one_line(error)) from None
     except MemoryError:
         raise PictureError("not enough memory to read it") from None
     except Exception as error:  # decoders raise what they like on broken files
-        raise PictureError(f"broken: {_one_line(error)}") from None
+        raise PictureError(f"broken: {one_line(error)}") from None
     for text in notes:
         warnings.warn(text, PictureWarning, stacklevel=2)
     return upright
@@ -155,7 +156,7 @@ def write_picture(
         except OSError:
             raise
         except Exception as error:  # encoders raise what they like
-            raise PictureError(f"cannot be written as {format}: {_one_line(error)}") from None
+            raise PictureError(f"cannot be written as {format}: {one_line(error)}") from None
 
 
 def split(image: Image.Image) -> Layers:
@@ -191,7 +192,7 @@ def split(image: Image.Image) -> Layers:
             raise ValueError("floating-point values have no agreed range")
         image = image.convert(target)
     except ValueError as error:
-        raise PictureError(f"mode {image.mode} cannot be read: {_one_line(error)}") from None
+        raise PictureError(f"mode {image.mode} cannot be read: {one_line(error)}") from None
     if opaque:
         return Layers(np.asarray(image), None)
     alpha = image.getchannel("A")
@@ -270,7 +271,7 @@ def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
                 exif.get_ifd(_EXIF_DIRECTORY).pop(tag, None)
         data = exif.tobytes() if len(exif) else b""
     except Exception as error:
-        notes.append(f"EXIF data is broken and dropped: {_one_line(error)}")
+        notes.append(f"EXIF data is broken and dropped: {one_line(error)}")
         upright, data = image.copy(), b""
     upright.info.pop("exif", None)
     if data:
@@ -317,7 +318,3 @@ def _fit(image: Image.Image, format: str) -> Image.Image:
 
 def _warn(text: str) -> None:
     warnings.warn(text, PictureWarning, stacklevel=3)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -11,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dasr_ops.models._messages import one_line
 from dasr_ops.models.pictures import PictureError, split
 
 _FINAL = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
@@ -45,13 +46,13 @@ def read_rgb(source: str | Path | BinaryIO, smallest: int = 1) -> np.ndarray:
             _turn_upright(picture)
             return _to_rgb(picture)
     except UnidentifiedImageError:
-        raise OSError("not a picture that Pillow can read") from None
+        raise OSError("not a picture that can be read") from None
     except OSError:
         raise
     except MemoryError:
         raise OSError("not enough memory to decode it") from None
     except Exception as error:  # decoders raise what they like on broken files
-        raise OSError(_one_line(error)) from error
+        raise OSError(one_line(error)) from error
 
 
 def read_patiently(
@@ -70,7 +71,7 @@ def read_patiently(
 
 def reason(error: OSError) -> str:
     """Return why a picture cannot be read, in one line, without its path."""
-    return error.strerror or _one_line(error)
+    return one_line(error)
 
 
 def detail(patch: np.ndarray) -> float:
@@ -97,7 +98,3 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
     if color.dtype != np.uint8:
         color = ((color.astype(np.uint32) + 128) // 257).astype(np.uint8)
     return np.repeat(color[..., None], 3, axis=2) if color.ndim == 2 else color
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from dasr_ops.models._messages import one_line
 from dasr_ops.models.files import TEMPORARY_PREFIX, atomic_path
 
 from .errors import TrainingError
@@ -74,7 +75,7 @@ class Checkpoints:
             try:
                 return read(self.path(step))
             except (OSError, RuntimeError, ValueError) as error:
-                self.warn(f"{self.path(step)} cannot be used: {_one_line(error)}")
+                self.warn(f"{self.path(step)} cannot be used: {one_line(error)}")
         if steps:
             raise TrainingError(
                 f"{self.folder}: none of the {len(steps)} checkpoints can be used; remove the "
@@ -117,7 +118,3 @@ def read(path: Path) -> State:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"not a checkpoint of format {FORMAT}")
     return state
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

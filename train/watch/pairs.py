@@ -7,12 +7,15 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dasr_ops.models.pictures import PictureError, read_picture, split
+from dasr_ops.models._messages import one_line
+from dasr_ops.models.pictures import PictureError
+
+from .. import data
+from ..data.pictures import picture_suffixes
 
 _SHOWN = 8  # names in a message
 
@@ -23,9 +26,7 @@ class SizeMismatchError(PictureError):
 
 def is_picture(path: Path) -> bool:
     """Whether the name is that of a picture that Pillow reads, and not hidden."""
-    known = Image.registered_extensions()
-    kind = known.get(path.suffix.lower())
-    return kind is not None and kind in Image.OPEN and not path.name.startswith(".")
+    return path.suffix.lower() in picture_suffixes() and not path.name.startswith(".")
 
 
 def find_pictures(folder: Path, suffix: str = "") -> dict[str, Path]:
@@ -88,19 +89,18 @@ def match(
 
 
 def read_rgb(path: Path) -> Tensor:
-    """Read a picture as uint8 [1, 3, H, W], upright; opacity is dropped, 16-bit grey rounded to 8.
+    """Read a picture as uint8 [1, 3, H, W], as `data.read_rgb` does.
 
     Raises:
         PictureError: not a picture, or a damaged one.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # several frames, 16-bit colour: the same on each run
-        color = split(read_picture(path)).color
-    if color.dtype == np.uint16:
-        color = ((color.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if color.ndim == 2:
-        color = np.repeat(color[:, :, None], 3, axis=2)
-    return torch.from_numpy(color.copy()).permute(2, 0, 1)[None]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # several frames, 16-bit colour: the same on each run
+            pixels = data.read_rgb(path)
+    except OSError as error:
+        raise PictureError(one_line(error)) from None
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
 
 
 def read_size(path: Path) -> tuple[int, int]:

@@ -1,0 +1,9 @@
+"""What other people's exceptions say, in the form of our messages."""
+
+from __future__ import annotations
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an exception says in one line of at most 200 characters."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:200] or type(error).__name__
