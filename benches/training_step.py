@@ -32,7 +32,8 @@ from dasr_ops.bench.networks import OfficialGenerator
 from dasr_ops.models import UNetDiscriminatorSN
 from dasr_ops.models.files import atomic_path
 from dasr_ops.train.batch import Batch
-from dasr_ops.train.config import PerceptualLossConfig, TrainConfig
+from dasr_ops.train.config import TrainConfig
+from dasr_ops.train.config_losses import PerceptualLossConfig
 from dasr_ops.train.engine.learner import Learner
 from dasr_ops.train.engine.processes import Processes
 from dasr_ops.train.synthesis import Synthesis

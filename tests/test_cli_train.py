@@ -19,8 +19,9 @@ import yaml
 
 from dasr_ops.cli import main
 from dasr_ops.train import config_yaml
-from dasr_ops.train.config import ConfigError, TrainConfig
+from dasr_ops.train.config import TrainConfig
 from dasr_ops.train.config_files import load_config, presets, save_config, to_dict
+from dasr_ops.train.config_rules import ConfigError
 
 from .test_config_basicsr import DASR
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dasr_ops.train.basicsr import BasicSRSettings, from_basicsr, load_basicsr
-from dasr_ops.train.config import ConfigError
 from dasr_ops.train.config_files import load_config, to_dict
+from dasr_ops.train.config_rules import ConfigError
 from dasr_ops.train.config_yaml import parse_yaml
 
 yaml = pytest.importorskip("yaml", reason="settings in files need PyYAML")

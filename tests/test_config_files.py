@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dasr_ops.train import config_yaml
-from dasr_ops.train.config import ConfigError, TrainConfig
+from dasr_ops.train.config import TrainConfig
 from dasr_ops.train.config_files import (
     from_dict,
     load_config,
@@ -22,6 +22,7 @@ from dasr_ops.train.config_files import (
     to_dict,
     to_yaml,
 )
+from dasr_ops.train.config_rules import ConfigError
 from dasr_ops.train.config_values import convert, hints
 
 yaml = pytest.importorskip("yaml", reason="settings in files need PyYAML")

@@ -10,23 +10,25 @@ import pytest
 import torch
 
 from dasr_ops.train.config import (
-    ConfigError,
     DataConfig,
     EngineConfig,
-    GanLossConfig,
     LevelWeights,
-    LossConfig,
     NetworkConfig,
     OptimizerConfig,
-    PerceptualLossConfig,
-    PixelLossConfig,
-    RegressionLossConfig,
     ScheduleConfig,
     StartConfig,
     TrainConfig,
     ValidationConfig,
 )
 from dasr_ops.train.config_checks import problems
+from dasr_ops.train.config_losses import (
+    GanLossConfig,
+    LossConfig,
+    PerceptualLossConfig,
+    PixelLossConfig,
+    RegressionLossConfig,
+)
+from dasr_ops.train.config_rules import ConfigError
 
 
 def _off(**kept: object) -> LossConfig:

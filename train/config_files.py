@@ -26,7 +26,8 @@ from typing import Any, NoReturn
 
 from dasr_ops.models.files import atomic_path
 
-from .config import ConfigError, TrainConfig
+from .config import TrainConfig
+from .config_rules import ConfigError
 from .config_values import WrongTypeError, convert, hints, plain, show
 from .config_yaml import format_yaml, place_of, read_yaml
 

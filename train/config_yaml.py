@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .config import ConfigError
+from .config_rules import ConfigError
 
 
 class LocatedDict(dict):

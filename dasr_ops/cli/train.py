@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     wants_help = any(argument in ("-h", "--help") for argument in call.overrides)
     if call.config is None and call.basicsr is None and not wants_help:
         raise UsageError(f"expected a preset or a file first: {_USAGE}")
-    from dasr_ops.train.config import ConfigError
+    from dasr_ops.train.config_rules import ConfigError
 
     try:
         config = _override(_load(call), call)
@@ -71,7 +71,7 @@ def _run(config: TrainConfig, dry_run: bool) -> int:
         return EXIT_USAGE
     if dry_run:
         return 0
-    from dasr_ops.train.config import ConfigError
+    from dasr_ops.train.config_rules import ConfigError
     from dasr_ops.train.engine import train
 
     try:
@@ -133,7 +133,8 @@ def _override(config: TrainConfig, call: _Call) -> TrainConfig:
         ConfigError: a value is out of range.
         SystemExit: from the parser, for help or options that it does not understand.
     """
-    from dasr_ops.train.config import ConfigError, TrainConfig
+    from dasr_ops.train.config import TrainConfig
+    from dasr_ops.train.config_rules import ConfigError
 
     _add_help(TrainConfig)
     default, mappings = copy.deepcopy(config), list(_mappings(config))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import Batch
-from ..config import LossConfig
+from ..config_losses import LossConfig
 from ..losses import GanLoss, PerceptualLoss, pixel_loss, regression_loss
 from .errors import TrainingError
 

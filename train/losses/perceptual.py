@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dasr_ops.models._checks import check_images
 
-from ..config import PerceptualLossConfig
+from ..config_losses import PerceptualLossConfig
 from ._checks import one_of, wide_pair
 from .features import ARCHITECTURES, FeatureNetwork, check_layers, load_weights
 from .pixel import CRITERIA
