@@ -169,6 +169,38 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, damage):
         checkpoints.newest()
 
 
+def test_any_damaged_byte_is_noticed_or_harmless(tmp_path):
+    """Directories of archives too, where zipfile, zlib and pickle raise what they like."""
+    checkpoints, _ = store(tmp_path)
+    checkpoints.save(1, {"tensor": torch.arange(8.0)})
+    path = checkpoints.path(1)
+    data, damaged = path.read_bytes(), 0
+    for place in range(len(data)):
+        for mask in (1, 8):
+            path.write_bytes(data[:place] + bytes([data[place] ^ mask]) + data[place + 1 :])
+            try:
+                found = read(path)
+            except (OSError, ValueError):
+                damaged += 1
+            else:
+                assert found["step"] == 1 and torch.equal(found["tensor"], torch.arange(8.0))
+    assert damaged > len(data) / 2
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_checkpoint_does_not_count_as_kept(tmp_path, keep):
+    checkpoints, _ = store(tmp_path, keep)
+    checkpoints.save(6, state(6))
+    checkpoints.save(8, state(8), rank=1)
+    checkpoints.save(8, state(8))
+    checkpoints.path(8).write_bytes(b"")
+    # The run went on from 6, and was asked to stop before it came to 8 again.
+    checkpoints.save(7, state(7))
+    assert checkpoints.newest()["step"] == 7
+    assert not checkpoints.path(8, rank=1).exists()
+    assert checkpoints.steps() == [7, 6][:keep]
+
+
 def test_a_file_of_another_kind_is_no_checkpoint(tmp_path):
     torch.save({"params": {}}, tmp_path / "step_00000001.pt")
     with pytest.raises(ValueError, match="not a checkpoint of format"):
