@@ -8,13 +8,13 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from dasr_ops.train.config import OptimizerConfig, ScheduleConfig
-from dasr_ops.train.engine import checkpoints as checkpoints_module
 from dasr_ops.train.engine.averaging import Average
 from dasr_ops.train.engine.checkpoints import Checkpoints, read
 from dasr_ops.train.engine.errors import TrainingError
@@ -134,6 +134,7 @@ def test_checkpoints_round_trip_and_rotate(tmp_path):
     for step in (5, 10, 20, 100_000_000):
         checkpoints.save(step, state(step), rank=1)
         checkpoints.save(step, state(step))
+        checkpoints.prune(step)
     assert checkpoints.steps() == [100_000_000, 20]
     assert len(list((tmp_path / "made").iterdir())) == 4
     newest = checkpoints.newest()
@@ -196,6 +197,7 @@ def test_a_damaged_checkpoint_does_not_count_as_kept(tmp_path, keep):
     checkpoints.path(8).write_bytes(b"")
     # The run went on from 6, and was asked to stop before it came to 8 again.
     checkpoints.save(7, state(7))
+    checkpoints.prune(7)
     assert checkpoints.newest()["step"] == 7
     assert not checkpoints.path(8, rank=1).exists()
     assert checkpoints.steps() == [7, 6][:keep]
@@ -211,6 +213,7 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
     checkpoints, _ = store(tmp_path)
     (tmp_path / ".dasr-ops-0123.tmp").write_bytes(b"half")
     checkpoints.save(1, state(1))
+    checkpoints.prune(1)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001.pt"]
 
 
@@ -244,7 +247,7 @@ def test_a_failed_write_leaves_no_half_file(tmp_path, monkeypatch):
     def full(*_args, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoints_module.Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(1, state(1))
     assert list(tmp_path.iterdir()) == []

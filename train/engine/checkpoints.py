@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import zipfile
 from collections.abc import Callable
@@ -12,7 +11,8 @@ from typing import Any
 
 import torch
 
-from dasr_ops.models.files import TEMPORARY_PREFIX, atomic_path
+from dasr_ops.models._tensor_files import write_pth
+from dasr_ops.models.files import TEMPORARY_PREFIX
 
 from .errors import TrainingError
 
@@ -47,21 +47,14 @@ class Checkpoints:
         return self.folder / f"step_{step:08d}{part}.pt"
 
     def save(self, step: int, state: State, rank: int = 0) -> Path:
-        """Write a checkpoint; the first process then removes what is beyond those kept, and later
-        ones: they are damaged.
+        """Write a checkpoint.
 
         Raises:
             OSError: it cannot be written; what was there is still there.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        # In memory first: with a full disk torch.save itself fails in ways that do not say so.
-        buffer = io.BytesIO()
-        torch.save({**state, "format": FORMAT, "step": step}, buffer)
         path = self.path(step, rank)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
-        if rank == 0:
-            self._prune(step)
+        write_pth({**state, "format": FORMAT, "step": step}, path)
         return path
 
     def newest(self) -> State | None:
@@ -90,9 +83,11 @@ class Checkpoints:
         except (OSError, ValueError):
             return None
 
-    def _prune(self, newest: int) -> None:
-        # Later ones could not be used, or the run would have gone on from there: they must not
-        # count as kept.
+    def prune(self, newest: int) -> None:
+        """Remove what is beyond those kept, and all later than the newest usable one.
+
+        Later ones could not be used, or the run would have gone on from there.
+        """
         steps = self.steps()
         later = [step for step in steps if step > newest]
         for step in (*later, *steps[len(later) + self.keep :]):

@@ -19,7 +19,7 @@ from dasr_ops.models import (
     read_state_dict,
     save_dasr,
 )
-from dasr_ops.models.files import atomic_path
+from dasr_ops.models._tensor_files import write_pth
 
 from ..config import TrainConfig
 from .errors import TrainingError
@@ -192,5 +192,4 @@ def export(
 
 def _save_params(network: nn.Module, path: Path) -> None:
     state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
-    with atomic_path(path) as temporary:
-        torch.save({"params": state}, temporary)
+    write_pth({"params": state}, path)

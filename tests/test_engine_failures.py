@@ -1,0 +1,98 @@
+"""Runs that fail, are cut off or are changed: what stays behind, and what is said."""
+
+import resource
+import signal
+
+import pytest
+import torch
+
+from dasr_ops.models import read_metadata, read_state_dict
+from dasr_ops.train.engine import train
+from dasr_ops.train.engine import trainer as trainer_module
+from dasr_ops.train.engine.trainer import Trainer
+
+from .training_tools import newest, tiny
+
+
+def small_files(function):
+    """Let a function write files of at most 20 kB, as if the disk were full."""
+
+    def limited(*args):
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        try:
+            return function(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+            signal.signal(signal.SIGXFSZ, before)
+
+    return limited
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"), [("dasr", "dasr.safetensors"), ("srresnet", "srresnet.pth")]
+)
+def test_networks_that_a_full_disk_refused_are_written_later(
+    tmp_path, monkeypatch, capsys, kind, file
+):
+    config = tiny(tmp_path, network__kind=kind, schedule__iterations=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module, "export", small_files(trainer_module.export))
+        assert train(config) == 1
+    output = capsys.readouterr().err
+    assert "the networks of step 2 were not written: " in output and "Traceback" not in output
+    assert newest(config)["step"] == 3
+    assert not [path.name for path in config.run.iterdir() if path.suffix in (".tmp", ".pth")]
+    assert train(config) == 0  # a kill between the last checkpoint and the networks is the same
+    assert "nothing to do" in capsys.readouterr().err
+    found = read_state_dict(config.run / file)
+    averages = newest(config)["learner"]["average"]
+    if kind == "dasr":
+        assert read_metadata(config.run / file)["step"] == "3"
+        assert all(torch.equal(averages[f"network.{n}"], value) for n, value in found.items())
+    assert (config.run / "discriminator.pth").exists()
+
+
+def test_a_checkpoint_is_written_before_a_validation_that_fails(tmp_path, monkeypatch):
+    def fail(self, step):
+        raise RuntimeError("validation")
+
+    monkeypatch.setattr(Trainer, "_validate", fail)
+    config = tiny(tmp_path, validation__every=4, checkpoint__every=4)
+    with pytest.raises(RuntimeError, match="validation"):
+        train(config)
+    assert newest(config)["step"] == 4
+    assert "error: validation" in (config.run / "train.log").read_text()
+
+
+def test_a_broken_state_replaces_neither_networks_nor_checkpoints(tmp_path, capsys):
+    config = tiny(tmp_path, schedule__iterations=2, checkpoint__keep=1)
+    assert train(config) == 0
+    config.schedule.iterations, config.checkpoint.every = 8, 1000
+    config.optimizer.lr, config.checkpoint.allow_changes = 1e25, True
+    assert train(config) == 1
+    assert newest(config)["step"] > 2
+    assert (config.run / "checkpoints" / "step_00000002.pt").exists()
+    assert read_metadata(config.run / "dasr.safetensors")["step"] == "2"
+    # It fails at once again, and what was saved stays as it was.
+    failed = newest(config)
+    assert train(config) == 1
+    assert newest(config)["stream"]["pool"]["exchanges"] == failed["stream"]["pool"]["exchanges"]
+
+
+def test_the_reason_of_a_failure_is_in_the_log(tmp_path, monkeypatch, capsys):
+    config = tiny(tmp_path, data__pool_size=0)
+
+    def gradients(self, parts, step):
+        for picture in (tmp_path / "pictures").iterdir():
+            picture.unlink()
+        return take(self, parts, step)
+
+    take = Trainer._gradients
+    monkeypatch.setattr(Trainer, "_gradients", gradients)
+    config.data.cache_bytes = 0
+    assert train(config) == 1
+    reason = "error: data: data.train: none of the 3 pictures can be used"
+    assert capsys.readouterr().err.count(reason) == 1
+    assert (config.run / "train.log").read_text().count(reason) == 1
