@@ -9,6 +9,7 @@ import torch
 from dasr_ops.models import read_metadata, read_state_dict
 from dasr_ops.train.engine import train
 from dasr_ops.train.engine import trainer as trainer_module
+from dasr_ops.train.engine.learner import Learner
 from dasr_ops.train.engine.trainer import Trainer
 
 from .training_tools import newest, tiny
@@ -96,3 +97,49 @@ def test_the_reason_of_a_failure_is_in_the_log(tmp_path, monkeypatch, capsys):
     reason = "error: data: data.train: none of the 3 pictures can be used"
     assert capsys.readouterr().err.count(reason) == 1
     assert (config.run / "train.log").read_text().count(reason) == 1
+
+
+def test_accepted_changes_of_the_optimizer_count(tmp_path, capsys):
+    config = tiny(tmp_path, schedule__iterations=2)
+    assert train(config) == 0
+    config.schedule.iterations, config.checkpoint.allow_changes = 4, True
+    config.optimizer.weight_decay, config.optimizer.betas = 0.25, (0.5, 0.75)
+    config.optimizer.options = {"eps": 1e-3}
+    assert train(config) == 0
+    for name in ("optimizer", "discriminator_optimizer"):
+        state = newest(config)["learner"][name]
+        (group,) = state["param_groups"]
+        assert (group["weight_decay"], group["eps"]) == (0.25, 1e-3)
+        assert tuple(group["betas"]) == (0.5, 0.75)
+        assert all(float(kept["step"]) == 4 for kept in state["state"].values())
+    # What another one has gathered means nothing to it: it begins anew.
+    config.schedule.iterations, config.optimizer.name = 6, "SGD"
+    config.optimizer.options = {"momentum": 0.9}
+    assert train(config) == 0
+    assert "begin anew" in (config.run / "train.log").read_text()
+    config.schedule.iterations, config.optimizer.name = 8, "Adam"
+    config.optimizer.options = {}
+    assert train(config) == 0
+    state = newest(config)["learner"]["optimizer"]["state"]
+    assert all(float(kept["step"]) == 2 for kept in state.values())
+
+
+def test_float16_gradients_that_never_fit_end_the_run(tmp_path, monkeypatch, capsys):
+    """Some overflow is usual, and its steps are left out; forever, nothing would be learnt."""
+    restorer_part, calls = Learner._restorer_part, []
+
+    def overflow(self, *args):
+        result = restorer_part(self, *args)
+        calls.append(self.scaler.get_scale())
+        if len(calls) > broken:
+            next(self.restorer.parameters()).grad.fill_(torch.inf)
+        return result
+
+    monkeypatch.setattr(Learner, "_restorer_part", overflow)
+    broken = 2
+    config = tiny(tmp_path, engine__precision="float16", schedule__iterations=100)
+    config.engine.deterministic = False
+    assert train(config) == 1
+    assert "not finite in step" in capsys.readouterr().err
+    assert 10 < len(calls) < 60
+    assert newest(config)["step"] == len(calls) - 1

@@ -17,7 +17,7 @@ from ..config import TrainConfig
 from .averaging import Average
 from .networks import build_discriminator, build_restorer
 from .objective import Objective, Targets
-from .optimizers import build_optimizer
+from .optimizers import build_optimizer, resume_optimizer
 from .processes import Processes
 from .schedules import factor
 
@@ -26,6 +26,9 @@ NONFINITE = "nonfinite"
 _POWER_ITERATIONS = 3
 """Of the spectral norms in a step, as many as the official code's three calls make. They are done
 at its start, so that a batch may come in any number of parts."""
+
+_LEAST_SCALE = 2.0**-14
+"""Of losses in float16: gradients that overflow at this factor have no place in that type."""
 
 
 class Learner:
@@ -117,12 +120,10 @@ class Learner:
                 sums[name] = sums.get(name, 0) + value.detach() / len(parts)
             self.shown = (targets.lr, output, targets.truth(self.config.loss.pixel.usm))
         sums.update(self._norms())
-        # In float16 gradients overflow now and then: the scaler then leaves the step out.
-        sound = [
-            value
-            for name, value in sums.items()
-            if not (self.scaler.is_enabled() and name.endswith("norm"))
-        ]
+        # In float16 gradients overflow now and then: the scaler then leaves the step out and scales
+        # less. Where that does not help, it would leave out every step.
+        lenient = self.scaler.is_enabled() and self.scaler.get_scale() >= _LEAST_SCALE
+        sound = [v for name, v in sums.items() if not (lenient and name.endswith("norm"))]
         sums[NONFINITE] = (~torch.isfinite(torch.stack(sound))).any()
         return sums
 
@@ -203,23 +204,29 @@ class Learner:
             state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, optimizers: bool = True) -> None:
         """Go on from `state_dict`.
 
         A discriminator that the state does not hold stays as it is.
+
+        Args:
+            state: of the networks of the settings.
+            optimizers: whether it is of the same optimisers; if not, they begin anew.
 
         Raises:
             KeyError, RuntimeError, ValueError: the state is of other networks or optimisers.
         """
         self.restorer.load_state_dict(state["restorer"])
         self.average.network.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if optimizers:
+            resume_optimizer(self.optimizer, state["optimizer"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         if self.discriminator_optimizer is not None and "discriminator" in state:
             assert self.discriminator is not None
             self.discriminator.load_state_dict(state["discriminator"])
-            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+            if optimizers:
+                resume_optimizer(self.discriminator_optimizer, state["discriminator_optimizer"])
 
 
 def _norm(network: nn.Module) -> Tensor:

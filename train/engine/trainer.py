@@ -87,6 +87,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, group: Processes, asked: Interruption) -> None:
         self.config, self.group, self.asked = config, group, asked
         self.log: RunLog | None = None
+        self.notes: list[str] = []
         if not config.data.train:
             raise TrainingError("data.train: expected at least one folder of pictures, got none")
         self.checkpoints = Checkpoints(
@@ -120,7 +121,7 @@ class Trainer:
                 _prepare_folder(config)
                 self.log = RunLog(config.run, config.log, start=self.start, total=total)
             if self.start:
-                self._say(f"going on from step {self.start}")
+                self._say("; ".join((f"going on from step {self.start}", *self.notes)))
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "skipping ")  # they go to the log
                 code = self._loop()
@@ -283,8 +284,11 @@ class Trainer:
             )
 
     def _resume(self, state: State) -> None:
+        former, name = state["config"]["optimizer"]["name"], self.config.optimizer.name
+        if former != name:
+            self.notes.append(f"{name} has no use for the state of {former}: optimisers begin anew")
         try:
-            self.learner.load_state_dict(state["learner"])
+            self.learner.load_state_dict(state["learner"], optimizers=former == name)
         except (KeyError, RuntimeError, ValueError) as error:
             details = " ".join(str(error).split())[:300]
             raise TrainingError(
