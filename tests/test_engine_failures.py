@@ -1,12 +1,19 @@
 """Runs that fail, are cut off or are changed: what stays behind, and what is said."""
 
+import os
 import resource
 import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 
 from dasr_ops.models import read_metadata, read_state_dict
+from dasr_ops.train.engine import processes as processes_module
 from dasr_ops.train.engine import train
 from dasr_ops.train.engine import trainer as trainer_module
 from dasr_ops.train.engine.learner import Learner
@@ -143,3 +150,93 @@ def test_float16_gradients_that_never_fit_end_the_run(tmp_path, monkeypatch, cap
     assert "not finite in step" in capsys.readouterr().err
     assert 10 < len(calls) < 60
     assert newest(config)["step"] == len(calls) - 1
+
+
+TWO = """
+    import os, sys
+    from pathlib import Path
+    from dasr_ops.train.engine import train
+    from dasr_ops.train.engine.trainer import Trainer
+    from tests.training_tools import tiny
+
+    folder, first = Path(sys.argv[1]), os.environ["RANK"] == "0"
+    config = tiny(folder, schedule__iterations=50)
+    if not first:
+        config.run = folder / "empty"
+    assert train(config) == 1
+
+    config = tiny(folder, schedule__iterations=50)
+    take, calls = Trainer._next, []
+
+    def fail(self, batches):
+        calls.append(1)
+        if not first and len(calls) == 3:
+            skipped = self.stream._maker.samples.library.skipped
+            skipped.update(dict.fromkeys(range(3), "gone"))
+        return take(self, batches)
+
+    Trainer._next = fail
+    os.environ["MASTER_PORT"] = sys.argv[2]
+    sys.exit(train(config))
+"""
+
+
+def two_processes(folder):
+    """Run two processes as torchrun starts them; returns their exit codes and error outputs."""
+    with socket.socket() as one, socket.socket() as other:
+        for probe in (one, other):
+            probe.bind(("127.0.0.1", 0))
+        ports = [str(probe.getsockname()[1]) for probe in (one, other)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ports[0]}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(TWO), folder, ports[1]],
+            env={**environment, "RANK": rank, "LOCAL_RANK": rank},
+            cwd=Path(__file__).resolve().parents[1],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        outputs = [process.communicate(timeout=100)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [process.returncode for process in started], outputs
+
+
+def test_processes_that_cannot_go_on_together_end(tmp_path):
+    assert train(tiny(tmp_path, schedule__iterations=2)) == 0
+    codes, (first, second) = two_processes(tmp_path)
+    assert codes == [1, 1], first + second
+    for output, step in ((first, 2), (second, 0)):
+        assert f"do not see the same checkpoints, this one that of step {step}" in output
+    # Then one that finds no picture any more.
+    assert "error: data: data.train: none of the 3 pictures can be used" in second
+    assert "error: another process of the run has ended" in first
+    assert "Traceback" not in first + second and "Warning" not in first + second
+    assert "another process of the run has ended" in (tmp_path / "run/train.log").read_text()
+
+
+@pytest.mark.parametrize(("library", "left"), [("nccl", ["abort"]), ("gloo", ["destroy"])])
+def test_a_failing_process_waits_for_no_other(monkeypatch, library, left):
+    """With nccl the usual way of leaving waits for what was begun together."""
+    done = []
+    dist = processes_module.dist
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_backend", lambda: library)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("destroy"))
+    abort = lambda: done.append("abort")  # noqa: E731
+    monkeypatch.setattr(dist.distributed_c10d, "_abort_process_group", abort)
+    with pytest.raises(KeyError), processes_module.processes("cpu"):
+        raise KeyError
+    assert done == left
+    with processes_module.processes("cpu"):
+        pass
+    assert done == [*left, "destroy"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,12 +87,15 @@ class Learner:
         if not self.processes.many:
             return network
         index = self.processes.device.index
+        # Buffers (power iterations) are the same everywhere, as they follow from the weights.
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        option = "forward_sync_buffers"  # its name from PyTorch 2.13 on
+        buffers = {option if option in known else "broadcast_buffers": False}
         return DistributedDataParallel(
             network,
             device_ids=None if index is None else [index],
-            # Buffers (power iterations) are the same everywhere, as they follow from the weights.
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
+            **buffers,
         )
 
     def gradients(self, parts: Sequence[Batch], step: int) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from .errors import TrainingError
 from .interruption import Interruption, interruption
 from .learner import NONFINITE, Learner
 from .networks import export
-from .processes import Processes, processes
+from .processes import Processes, explain, processes
 
 EXIT_FAILURE = 1
 _STOP = "stop"
@@ -96,6 +96,11 @@ class Trainer:
         state = self.checkpoints.newest()
         self.start = 0 if state is None else int(state["step"])
         self.saved = None if state is None else self.start
+        if not group.agree(self.start):
+            raise TrainingError(
+                f"the processes do not see the same checkpoints, this one that of step "
+                f"{self.start}: {config.run} must be one folder for all of them"
+            )
         if state is not None:
             self._check_settings(state)
         # What a resumed run started from is in its checkpoint, and the files may be gone.
@@ -126,11 +131,14 @@ class Trainer:
                 warnings.filterwarnings("ignore", "skipping ")  # they go to the log
                 code = self._loop()
         except Exception as error:
+            reason = explain(error)
             if self.log is not None:
-                self.log.message(f"error: {error}")
-                if isinstance(error, TrainingError):
-                    error.told = True
-            raise
+                self.log.message(f"error: {reason}")
+                if isinstance(reason, TrainingError):
+                    reason.told = True
+            if reason is error:
+                raise
+            raise reason from error
         finally:
             self._finish()
             self.stream.close()
