@@ -1,5 +1,6 @@
 """Runs that fail, are cut off or are changed: what stays behind, and what is said."""
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -150,6 +151,20 @@ def test_float16_gradients_that_never_fit_end_the_run(tmp_path, monkeypatch, cap
     assert "not finite in step" in capsys.readouterr().err
     assert 10 < len(calls) < 60
     assert newest(config)["step"] == len(calls) - 1
+
+
+def test_a_run_that_cannot_start_leaves_no_process(tmp_path):
+    config = tiny(tmp_path, data__workers=1, validation__pictures=tmp_path / "none")
+    assert train(config) == 1
+    assert not multiprocessing.active_children()
+
+
+def test_files_that_a_kill_left_in_the_folder_are_removed(tmp_path):
+    config = tiny(tmp_path, schedule__iterations=1)
+    config.run.mkdir()
+    (config.run / ".dasr-ops-0123.tmp").write_bytes(b"half")
+    assert train(config) == 0
+    assert not list(config.run.glob(".dasr-ops-*"))
 
 
 TWO = """

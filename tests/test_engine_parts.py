@@ -100,6 +100,7 @@ def test_options_reach_the_optimizer():
         (OptimizerConfig(name="adamm"), "optimizer.name: expected one of .*Adam.*got 'adamm'"),
         (OptimizerConfig(name="Optimizer"), "optimizer.name"),
         (OptimizerConfig(name="LBFGS"), "optimizer.name"),
+        (OptimizerConfig(name="SparseAdam"), "optimizer.name"),
         (OptimizerConfig(options={"epz": 1}), "Adam has no option 'epz'; it has .*eps"),
         (OptimizerConfig(options={"eps": -1}), "optimizer: Adam: Invalid epsilon"),
     ],

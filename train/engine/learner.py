@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,7 +118,8 @@ class Learner:
         for number, batch in enumerate(parts):
             last = number == len(parts) - 1
             targets = Targets(batch, self.memory_format)
-            values, output = self._restorer_part(targets, adversarial, last, len(parts))
+            told = self._told(targets.v, step * len(parts) + number)
+            values, output = self._restorer_part(targets, told, adversarial, last, len(parts))
             if self.discriminator is not None:
                 values.update(self._discriminator_part(targets, output, last, len(parts)))
             for name, value in values.items():
@@ -135,15 +137,21 @@ class Learner:
         enabled = self.dtype != torch.float32
         return torch.autocast(self.processes.device.type, self.dtype, enabled=enabled)
 
+    def _told(self, v: Tensor, part: int) -> Tensor | None:
+        """Return the true vectors that G is told; over many parts they have the wanted share."""
+        share = self.config.loss.true_vector * len(v)
+        count = math.floor((part + 1) * share) - math.floor(part * share)
+        return v[:count] if count else None
+
     def _restorer_part(
-        self, targets: Targets, adversarial: bool, last: bool, count: int
+        self, targets: Targets, told: Tensor | None, adversarial: bool, last: bool, count: int
     ) -> tuple[dict[str, Tensor], Tensor]:
         judge = self.discriminator if adversarial else None
         if judge is not None:
             judge.requires_grad_(False)
         with _accumulating(self._restorer, not last):
             with self._autocast():
-                output, vector = self._restorer(targets.lr, targets.v)
+                output, vector = self._restorer(targets.lr, told)
                 values = self.objective.restorer(output, vector, targets, judge)
             values["loss"] = torch.stack(list(values.values())).sum()
             self.scaler.scale(values["loss"] / count).backward()

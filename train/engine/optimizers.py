@@ -60,8 +60,9 @@ def resume_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
 
 
 def _usable(found: object) -> bool:
-    # LBFGS calls for the gradients several times in a step, and Optimizer is what all derive from.
-    bases = (torch.optim.Optimizer, torch.optim.LBFGS)
+    # LBFGS calls for the gradients several times in a step, SparseAdam takes sparse ones alone, and
+    # Optimizer is what all derive from.
+    bases = (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam)
     return inspect.isclass(found) and issubclass(found, bases[0]) and found not in bases
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dasr_ops.models.files import atomic_path
+from dasr_ops.models.files import TEMPORARY_PREFIX, atomic_path
 
 from ..batch import Batch
 from ..config import StartConfig, TrainConfig
@@ -107,12 +107,16 @@ class Trainer:
         beginning = config if state is None else replace(config, start=StartConfig())
         self.learner = Learner(beginning, group)
         self.stream = _open_stream(config, group, self.start)
-        if state is not None:
-            self._resume(state)
         self.validation: Validation | None = None
-        if group.is_main and config.validation.pictures is not None:
-            with _explained("validation"):
-                self.validation = Validation(config, group.device)
+        try:
+            if state is not None:
+                self._resume(state)
+            if group.is_main and config.validation.pictures is not None:
+                with _explained("validation"):
+                    self.validation = Validation(config, group.device)
+        except BaseException:
+            self.stream.close()
+            raise
 
     def run(self) -> int:
         """Run the loop; returns the exit code."""
@@ -395,6 +399,8 @@ def _open_stream(config: TrainConfig, group: Processes, start: int) -> BatchStre
 def _prepare_folder(config: TrainConfig) -> None:
     with _explained("run"):
         config.run.mkdir(parents=True, exist_ok=True)
+        for leftover in config.run.glob(f"{TEMPORARY_PREFIX}*.tmp"):  # of a killed process
+            leftover.unlink(missing_ok=True)
         save_config(config, config.run / "config.yml")
 
 
