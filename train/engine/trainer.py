@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -20,6 +19,7 @@ from ..config_files import save_config, to_dict
 from ..data import BatchStream
 from ..synthesis import Synthesis
 from ..watch import RunLog, Validation
+from .changes import changes
 from .checkpoints import Checkpoints, State
 from .errors import TrainingError
 from .interruption import Interruption, interruption
@@ -29,21 +29,6 @@ from .processes import Processes, explain, processes
 
 EXIT_FAILURE = 1
 _STOP = "stop"
-# Settings that may differ when a run goes on: they do not change what is learnt, or say how long.
-_FREE = (
-    "run",
-    "data.workers",
-    "data.cache_bytes",
-    "engine.device",
-    "engine.threads",
-    "engine.compile",
-    "engine.recompute",
-    "schedule.iterations",
-    "start.",
-    "validation.",
-    "log.",
-    "checkpoint.",
-)
 
 
 def train(config: TrainConfig) -> int:
@@ -288,7 +273,7 @@ class Trainer:
     def _check_settings(self, state: State) -> None:
         if self.config.checkpoint.allow_changes:
             return
-        changed = _changes(state["config"], to_dict(self.config))
+        changed = changes(state["config"], to_dict(self.config))
         if changed:
             raise TrainingError(
                 f"{self.config.run} holds a run with other settings: {'; '.join(changed)}. Choose "
@@ -406,16 +391,3 @@ def _prepare_folder(config: TrainConfig) -> None:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Name the settings that differ and may not, with both values."""
-    found = []
-    for name in sorted(old.keys() | new.keys()):
-        path = f"{prefix}{name}"
-        before, now = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(now, dict):
-            found += _changes(before, now, f"{path}.")
-        elif before != now and not any(path == f or path.startswith(f) for f in _FREE):
-            found.append(f"{path} was {before}, is {now}")
-    return found
