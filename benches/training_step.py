@@ -52,7 +52,7 @@ class OfficialRestorer(nn.Module):
         self.net_p = restorer.network.net_p
         self.features = plain(self.net_p.ConvNet)
 
-    def forward(self, lr: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, lr: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
         vector = self.features(lr).mean((2, 3))
         return self.net_g(lr, self.net_p.MappingNet(vector)), vector
 

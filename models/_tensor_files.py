@@ -1,7 +1,8 @@
-"""Reading tensors from files that may be missing, broken, foreign or hostile."""
+"""Tensors in files, which may be missing, broken, foreign or hostile, on disks that may be full."""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +12,42 @@ import torch
 from torch import Tensor
 
 from ._messages import one_line
+from .files import atomic_path
 
 PTH_SUFFIXES = (".pth", ".pt", ".ckpt")
 """File names that are read and written by torch.load and torch.save."""
 
 StrPath = str | os.PathLike[str]
 _NESTED = ("params_ema", "params")
+
+
+def write_safetensors(
+    state: Mapping[str, Tensor],
+    path: StrPath,
+    metadata: Mapping[str, str],
+    *,
+    replace: bool = True,
+) -> None:
+    """Write a ``.safetensors`` file at once.
+
+    Raises:
+        FileExistsError: there is one, and ``replace`` is False.
+        OSError: it cannot be written.
+    """
+    from safetensors.torch import save
+
+    # In memory first, here and below: on a full disk the libraries raise errors of their own.
+    content = save(dict(state), dict(metadata))
+    with atomic_path(path, replace=replace) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_pth(value: Any, path: StrPath, *, replace: bool = True) -> None:
+    """Write what `torch.save` does, at once; raises as `write_safetensors` does."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    with atomic_path(path, replace=replace) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 class CheckpointError(ValueError):

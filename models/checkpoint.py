@@ -24,9 +24,10 @@ from ._tensor_files import (
     StrPath,
     read_metadata,
     read_state_dict,
+    write_pth,
+    write_safetensors,
 )
 from .dasr import DASR
-from .files import atomic_path
 from .generator import MSRResNetDynamic, SRResNet
 from .predictor import Degradation_Predictor
 
@@ -128,17 +129,13 @@ def save_dasr(
                 raise FileExistsError(f"{file} exists")
     state = {name: _stored(name, t, half) for name, t in model.state_dict().items()}
     if single:
-        from safetensors.torch import save_file
-
-        with atomic_path(files[0], replace=overwrite) as temporary:
-            entries = {**(metadata or {}), "format": "pt", METADATA_KEY: json.dumps(model.config)}
-            save_file(state, temporary, metadata=entries)
+        entries = {**(metadata or {}), "format": "pt", METADATA_KEY: json.dumps(model.config)}
+        write_safetensors(state, files[0], entries, replace=overwrite)
         return
     for file, prefix in zip(files, ("net_g.", "net_p."), strict=True):
         part = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-        with atomic_path(file, replace=overwrite) as temporary:
-            # Tensors are stored once; readers ask for the one key or the other.
-            torch.save({"params": part, "params_ema": part}, temporary)
+        # Tensors are stored once; readers ask for the one key or the other.
+        write_pth({"params": part, "params_ema": part}, file, replace=overwrite)
 
 
 def convert(

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from dasr_ops.models import (
+    Degradation_Predictor,
     SRResNet,
     UNetDiscriminatorSN,
     load_dasr,
@@ -128,6 +129,25 @@ def test_perceptual_and_style_loss_take_part(tmp_path, monkeypatch):
     assert train(config) == 0
     assert float(rows(config)[-1]["perceptual"]) > 0 and float(rows(config)[-1]["style"]) > 0
     assert not any("conv1_2" in name for name in tensors(newest(config)))
+
+
+def test_g_is_told_true_vectors_as_often_as_asked_for(tmp_path, monkeypatch):
+    mix, told = Degradation_Predictor.mix, []
+    monkeypatch.setattr(
+        Degradation_Predictor, "mix", lambda self, v: told.append(v) or mix(self, v)
+    )
+    config = tiny(tmp_path, loss__true_vector=0.15, engine__accumulate=2, schedule__iterations=10)
+    assert train(config) == 0
+    assert sum(map(len, told)) == 6  # of 10 steps of 2 parts of 2
+
+    restorer = build_restorer(config)
+    lr, v = torch.rand(3, 3, 12, 12), torch.rand(3, 33)
+    network = restorer.network
+    weights = network.net_p(lr).weights.clone()
+    weights[:2] = mix(network.net_p, v[:2])
+    sr, predicted = restorer(lr, v[:2])
+    torch.testing.assert_close(sr, network.net_g(lr, weights))
+    torch.testing.assert_close(predicted, network.net_p(lr).v)
 
 
 def test_recomputing_changes_nothing(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import zipfile
 from collections.abc import Callable
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 
 from dasr_ops.models._messages import one_line
-from dasr_ops.models.files import TEMPORARY_PREFIX, atomic_path
+from dasr_ops.models._tensor_files import write_pth
+from dasr_ops.models.files import TEMPORARY_PREFIX
 
 from .errors import TrainingError
 
@@ -48,20 +48,14 @@ class Checkpoints:
         return self.folder / f"step_{step:08d}{part}.pt"
 
     def save(self, step: int, state: State, rank: int = 0) -> Path:
-        """Write a checkpoint; the first process then removes what is beyond those kept.
+        """Write a checkpoint.
 
         Raises:
             OSError: it cannot be written; what was there is still there.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        # In memory first: with a full disk torch.save itself fails in ways that do not say so.
-        buffer = io.BytesIO()
-        torch.save({**state, "format": FORMAT, "step": step}, buffer)
         path = self.path(step, rank)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
-        if rank == 0:
-            self._prune()
+        write_pth({**state, "format": FORMAT, "step": step}, path)
         return path
 
     def newest(self) -> State | None:
@@ -74,7 +68,7 @@ class Checkpoints:
         for step in steps:
             try:
                 return read(self.path(step))
-            except (OSError, RuntimeError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 self.warn(f"{self.path(step)} cannot be used: {one_line(error)}")
         if steps:
             raise TrainingError(
@@ -87,11 +81,17 @@ class Checkpoints:
         """Return what a process other than the first wrote, None if that cannot be read."""
         try:
             return read(self.path(step, rank))
-        except (OSError, RuntimeError, ValueError):
+        except (OSError, ValueError):
             return None
 
-    def _prune(self) -> None:
-        for step in self.steps()[self.keep :]:
+    def prune(self, newest: int) -> None:
+        """Remove what is beyond those kept, and all later than the newest usable one.
+
+        Later ones could not be used, or the run would have gone on from there.
+        """
+        steps = self.steps()
+        later = [step for step in steps if step > newest]
+        for step in (*later, *steps[len(later) + self.keep :]):
             for path in [self.path(step), *self.folder.glob(f"step_{step:08d}.rank*.pt")]:
                 with suppress(OSError):
                     path.unlink()
@@ -104,17 +104,21 @@ def read(path: Path) -> State:
     """Read a checkpoint, every byte checked.
 
     Raises:
-        OSError, RuntimeError, ValueError: it is missing, damaged or of another format.
+        OSError, ValueError: it is missing, damaged or of another format.
     """
     # torch.load does not compare checksums: a flipped bit would go unnoticed.
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"damaged ({error})") from error
+        state = None
+        if broken is None:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # zipfile, zlib and pickle raise what they like on damaged files
+        raise ValueError(f"damaged ({one_line(error) or type(error).__name__})") from error
     if broken is not None:
         raise ValueError(f"damaged ({broken} does not match its checksum)")
-    state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"not a checkpoint of format {FORMAT}")
     return state

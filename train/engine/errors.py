@@ -2,4 +2,10 @@
 
 
 class TrainingError(RuntimeError):
-    """A run cannot start or go on; the message says why and what to do."""
+    """A run cannot start or go on; the message says why and what to do.
+
+    Attributes:
+        told: whether the log, and with it the standard error, has the message.
+    """
+
+    told = False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +19,7 @@ from ..config import TrainConfig
 from .averaging import Average
 from .networks import build_discriminator, build_restorer
 from .objective import Objective, Targets
-from .optimizers import build_optimizer
+from .optimizers import build_optimizer, resume_optimizer
 from .processes import Processes
 from .schedules import factor
 
@@ -26,6 +28,9 @@ NONFINITE = "nonfinite"
 _POWER_ITERATIONS = 3
 """Of the spectral norms in a step, as many as the official code's three calls make. They are done
 at its start, so that a batch may come in any number of parts."""
+
+_LEAST_SCALE = 2.0**-14
+"""Of losses in float16: gradients that overflow at this factor have no place in that type."""
 
 
 class Learner:
@@ -83,12 +88,15 @@ class Learner:
         if not self.processes.many:
             return network
         index = self.processes.device.index
+        # Buffers (power iterations) are the same everywhere, as they follow from the weights.
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        option = "forward_sync_buffers"  # its name from PyTorch 2.13 on
+        buffers = {option if option in known else "broadcast_buffers": False}
         return DistributedDataParallel(
             network,
             device_ids=None if index is None else [index],
-            # Buffers (power iterations) are the same everywhere, as they follow from the weights.
-            broadcast_buffers=False,
             gradient_as_bucket_view=True,
+            **buffers,
         )
 
     def gradients(self, parts: Sequence[Batch], step: int) -> dict[str, Tensor]:
@@ -110,19 +118,18 @@ class Learner:
         for number, batch in enumerate(parts):
             last = number == len(parts) - 1
             targets = Targets(batch, self.memory_format)
-            values, output = self._restorer_part(targets, adversarial, last, len(parts))
+            told = self._told(targets.v, step * len(parts) + number)
+            values, output = self._restorer_part(targets, told, adversarial, last, len(parts))
             if self.discriminator is not None:
                 values.update(self._discriminator_part(targets, output, last, len(parts)))
             for name, value in values.items():
                 sums[name] = sums.get(name, 0) + value.detach() / len(parts)
             self.shown = (targets.lr, output, targets.truth(self.config.loss.pixel.usm))
         sums.update(self._norms())
-        # In float16 gradients overflow now and then: the scaler then leaves the step out.
-        sound = [
-            value
-            for name, value in sums.items()
-            if not (self.scaler.is_enabled() and name.endswith("norm"))
-        ]
+        # In float16 gradients overflow now and then: the scaler then leaves the step out and scales
+        # less. Where that does not help, it would leave out every step.
+        lenient = self.scaler.is_enabled() and self.scaler.get_scale() >= _LEAST_SCALE
+        sound = [v for name, v in sums.items() if not (lenient and name.endswith("norm"))]
         sums[NONFINITE] = (~torch.isfinite(torch.stack(sound))).any()
         return sums
 
@@ -130,15 +137,21 @@ class Learner:
         enabled = self.dtype != torch.float32
         return torch.autocast(self.processes.device.type, self.dtype, enabled=enabled)
 
+    def _told(self, v: Tensor, part: int) -> Tensor | None:
+        """Return the true vectors that G is told; over many parts they have the wanted share."""
+        share = self.config.loss.true_vector * len(v)
+        count = math.floor((part + 1) * share) - math.floor(part * share)
+        return v[:count] if count else None
+
     def _restorer_part(
-        self, targets: Targets, adversarial: bool, last: bool, count: int
+        self, targets: Targets, told: Tensor | None, adversarial: bool, last: bool, count: int
     ) -> tuple[dict[str, Tensor], Tensor]:
         judge = self.discriminator if adversarial else None
         if judge is not None:
             judge.requires_grad_(False)
         with _accumulating(self._restorer, not last):
             with self._autocast():
-                output, vector = self._restorer(targets.lr, targets.v)
+                output, vector = self._restorer(targets.lr, told)
                 values = self.objective.restorer(output, vector, targets, judge)
             values["loss"] = torch.stack(list(values.values())).sum()
             self.scaler.scale(values["loss"] / count).backward()
@@ -203,23 +216,29 @@ class Learner:
             state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, optimizers: bool = True) -> None:
         """Go on from `state_dict`.
 
         A discriminator that the state does not hold stays as it is.
+
+        Args:
+            state: of the networks of the settings.
+            optimizers: whether it is of the same optimisers; if not, they begin anew.
 
         Raises:
             KeyError, RuntimeError, ValueError: the state is of other networks or optimisers.
         """
         self.restorer.load_state_dict(state["restorer"])
         self.average.network.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if optimizers:
+            resume_optimizer(self.optimizer, state["optimizer"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         if self.discriminator_optimizer is not None and "discriminator" in state:
             assert self.discriminator is not None
             self.discriminator.load_state_dict(state["discriminator"])
-            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+            if optimizers:
+                resume_optimizer(self.discriminator_optimizer, state["discriminator_optimizer"])
 
 
 def _norm(network: nn.Module) -> Tensor:

@@ -19,7 +19,7 @@ from dasr_ops.models import (
     read_state_dict,
     save_dasr,
 )
-from dasr_ops.models.files import atomic_path
+from dasr_ops.models._tensor_files import write_pth
 
 from ..config import TrainConfig
 from .errors import TrainingError
@@ -33,20 +33,19 @@ class Restorer(nn.Module):
 
     Args:
         network: a `DASR`, or an `MSRResNetDynamic` with one expert.
-        true_vector: share of the samples of a batch for which G is told the true vector.
     """
 
-    def __init__(self, network: DASR | MSRResNetDynamic, true_vector: float = 0.0) -> None:
+    def __init__(self, network: DASR | MSRResNetDynamic) -> None:
         super().__init__()
         self.network = network
-        self.true_vector = true_vector
 
     def forward(self, lr: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Magnify pictures.
 
         Args:
             lr: [B, 3, H, W], 0..1.
-            v: true degradation vectors [B, 33]; None where they are not known.
+            v: true degradation vectors [N, 33] that G is told of the first N pictures, whatever P
+                predicts; None for none.
 
         Returns:
             The pictures [B, 3, H * upscale, W * upscale], not clamped, and the predicted vectors
@@ -56,10 +55,9 @@ class Restorer(nn.Module):
             return self.network(lr, lr.new_ones(len(lr), 1)), None
         predicted = self.network.net_p(lr)
         weights = predicted.weights
-        told = round(self.true_vector * len(lr))
-        if v is not None and told:
+        if v is not None:
             true = self.network.net_p.mix(v.to(predicted.v.dtype))
-            weights = torch.cat([true[:told], weights[told:]])
+            weights = torch.cat([true, weights[len(v) :]])
         return self.network.net_g(lr, weights), predicted.v
 
 
@@ -73,7 +71,7 @@ def build_restorer(config: TrainConfig) -> Restorer:
     network = _fresh(config)
     if config.start.weights:
         _start(config, network)
-    restorer = Restorer(network, config.loss.true_vector)
+    restorer = Restorer(network)
     generator = network.net_g if isinstance(network, DASR) else network
     generator.recompute = config.engine.recompute
     return restorer
@@ -192,5 +190,4 @@ def export(
 
 def _save_params(network: nn.Module, path: Path) -> None:
     state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
-    with atomic_path(path) as temporary:
-        torch.save({"params": state}, temporary)
+    write_pth({"params": state}, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,9 +45,24 @@ def build_optimizer(
         raise TrainingError(f"optimizer: {config.name}: {error}") from error
 
 
+def resume_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over what another of its kind has gathered, but not its options.
+
+    PyTorch takes those over too: settings that were changed since would have no effect.
+
+    Raises:
+        KeyError, ValueError: the state is of other parameters.
+    """
+    options = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
+
+
 def _usable(found: object) -> bool:
-    # LBFGS calls for the gradients several times in a step, and Optimizer is what all derive from.
-    bases = (torch.optim.Optimizer, torch.optim.LBFGS)
+    # LBFGS calls for the gradients several times in a step, SparseAdam takes sparse ones alone, and
+    # Optimizer is what all derive from.
+    bases = (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam)
     return inspect.isclass(found) and issubclass(found, bases[0]) and found not in bases
 
 

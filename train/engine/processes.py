@@ -57,9 +57,17 @@ class Processes:
             try:
                 dist.all_reduce(stacked)
             except RuntimeError as error:
-                details = " ".join(str(error).split())[:200]
-                raise TrainingError(f"another process of the run has ended: {details}") from error
+                raise _ended(error) from error
         return dict(zip(values, stacked.tolist(), strict=True))
+
+    def agree(self, value: int) -> bool:
+        """Return whether all processes have the same number; all get the same answer."""
+        if not self.many:
+            return True
+        extremes = torch.tensor([value, -value], device=self.device)
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+        most, least = extremes.tolist()
+        return most == -least
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -76,6 +84,8 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         raise TrainingError(
             f"engine.device: expected auto, cpu, cuda or cuda:N, got {name!r}"
         ) from None
+    if device.type not in ("cpu", "cuda"):
+        raise TrainingError(f"engine.device: expected auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise TrainingError(f"engine.device: {name}: no GPU that this PyTorch can use")
@@ -95,7 +105,7 @@ def processes(device: str) -> Iterator[Processes]:
         device: setting of the device.
 
     Raises:
-        TrainingError: there is no such device.
+        TrainingError: there is no such device; from the block, if another process has ended.
     """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         chosen = choose_device(device)
@@ -111,5 +121,42 @@ def processes(device: str) -> Iterator[Processes]:
         dist.init_process_group("gloo", timeout=_TIMEOUT)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), chosen)
-    finally:
+    except RuntimeError as error:
+        _leave_at_once()
+        reason = explain(error)
+        if reason is error:
+            raise
+        raise reason from error
+    except BaseException:
+        _leave_at_once()
+        raise
+    else:
         dist.destroy_process_group()
+
+
+def explain(error: Exception) -> Exception:
+    """Return a `TrainingError` where the reason is that another process is gone, else `error`."""
+    if isinstance(error, TrainingError):
+        return error
+    if isinstance(error, dist.DistError) or "gloo" in str(error):
+        return _ended(error)
+    return error
+
+
+def _ended(error: RuntimeError) -> TrainingError:
+    details = " ".join(str(error).split())[:120]
+    return TrainingError(f"another process of the run has ended: {details}")
+
+
+def _leave_at_once() -> None:
+    """Leave without the others, who notice it.
+
+    With nccl, leaving in the usual way waits for what they have begun together, and torchrun, which
+    would end them, waits for this process.
+    """
+    if dist.get_backend() != "nccl":
+        dist.destroy_process_group()
+        return
+    abort = getattr(dist.distributed_c10d, "_abort_process_group", None)
+    if abort is not None:  # else it happens at the end of the program
+        abort()

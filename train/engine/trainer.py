@@ -8,11 +8,10 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from dasr_ops.models.files import atomic_path
+from dasr_ops.models.files import TEMPORARY_PREFIX, atomic_path
 
 from ..batch import Batch
 from ..config import StartConfig, TrainConfig
@@ -20,30 +19,16 @@ from ..config_files import save_config, to_dict
 from ..data import BatchStream
 from ..synthesis import Synthesis
 from ..watch import RunLog, Validation
+from .changes import changes
 from .checkpoints import Checkpoints, State
 from .errors import TrainingError
 from .interruption import Interruption, interruption
 from .learner import NONFINITE, Learner
 from .networks import export
-from .processes import Processes, processes
+from .processes import Processes, explain, processes
 
 EXIT_FAILURE = 1
 _STOP = "stop"
-# Settings that may differ when a run goes on: they do not change what is learnt, or say how long.
-_FREE = (
-    "run",
-    "data.workers",
-    "data.cache_bytes",
-    "engine.device",
-    "engine.threads",
-    "engine.compile",
-    "engine.recompute",
-    "schedule.iterations",
-    "start.",
-    "validation.",
-    "log.",
-    "checkpoint.",
-)
 
 
 def train(config: TrainConfig) -> int:
@@ -67,7 +52,8 @@ def train(config: TrainConfig) -> int:
         ):
             return Trainer(config, group, asked).run()
     except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not error.told:
+            print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILURE
 
 
@@ -86,6 +72,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, group: Processes, asked: Interruption) -> None:
         self.config, self.group, self.asked = config, group, asked
         self.log: RunLog | None = None
+        self.notes: list[str] = []
         if not config.data.train:
             raise TrainingError("data.train: expected at least one folder of pictures, got none")
         self.checkpoints = Checkpoints(
@@ -93,18 +80,28 @@ class Trainer:
         )
         state = self.checkpoints.newest()
         self.start = 0 if state is None else int(state["step"])
+        self.saved = None if state is None else self.start
+        if not group.agree(self.start):
+            raise TrainingError(
+                f"the processes do not see the same checkpoints, this one that of step "
+                f"{self.start}: {config.run} must be one folder for all of them"
+            )
         if state is not None:
             self._check_settings(state)
         # What a resumed run started from is in its checkpoint, and the files may be gone.
         beginning = config if state is None else replace(config, start=StartConfig())
         self.learner = Learner(beginning, group)
         self.stream = _open_stream(config, group, self.start)
-        if state is not None:
-            self._resume(state)
         self.validation: Validation | None = None
-        if group.is_main and config.validation.pictures is not None:
-            with _explained("validation"):
-                self.validation = Validation(config, group.device)
+        try:
+            if state is not None:
+                self._resume(state)
+            if group.is_main and config.validation.pictures is not None:
+                with _explained("validation"):
+                    self.validation = Validation(config, group.device)
+        except BaseException:
+            self.stream.close()
+            raise
 
     def run(self) -> int:
         """Run the loop; returns the exit code."""
@@ -112,15 +109,25 @@ class Trainer:
         try:
             if self.start >= total:
                 self._say(f"{config.run} is at step {self.start} of {total}: nothing to do")
-                return 0
+                # But the networks, if it was killed, or the disk full, behind its last checkpoint.
+                return 0 if self._export(self.start) else EXIT_FAILURE
             if self.group.is_main:
                 _prepare_folder(config)
                 self.log = RunLog(config.run, config.log, start=self.start, total=total)
             if self.start:
-                self._say(f"going on from step {self.start}")
+                self._say("; ".join((f"going on from step {self.start}", *self.notes)))
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "skipping ")  # they go to the log
                 code = self._loop()
+        except Exception as error:
+            reason = explain(error)
+            if self.log is not None:
+                self.log.message(f"error: {reason}")
+                if isinstance(reason, TrainingError):
+                    reason.told = True
+            if reason is error:
+                raise
+            raise reason from error
         finally:
             self._finish()
             self.stream.close()
@@ -136,7 +143,7 @@ class Trainer:
     def _loop(self) -> int:
         config, total = self.config, self.config.schedule.iterations
         batches = iter(self.stream)
-        saved = True
+        complete = True
         for step in range(self.start, total):
             before = self.stream.wait_seconds
             parts = self._next(batches)
@@ -159,16 +166,17 @@ class Trainer:
                 if self.log.wants_pictures(done):
                     self.log.pictures(done, *self._shown())
             last = done == total
-            if last or _due(done, config.validation.every):
-                self._validate(done)
+            # Before the validation, which may take long: what is asked to stop may be killed soon.
             if last or stop or _due(done, config.checkpoint.every):
-                saved = self._save(done)
+                complete = self._save(done)
             if stop and not last:
-                code = self.asked.exit_code
+                saved = self.saved == done
                 end = "the same command goes on from there" if saved else "it is not saved"
                 self._say(f"stopped at step {done}: {end}")
-                return code
-        return 0 if saved else EXIT_FAILURE
+                return self.asked.exit_code
+            if last or _due(done, config.validation.every):
+                self._validate(done)
+        return 0 if complete else EXIT_FAILURE
 
     def _next(self, batches: Iterator[Batch]) -> list[Batch]:
         known = len(self.stream.skipped)
@@ -209,42 +217,63 @@ class Trainer:
         return {"random": random, "stream": self.stream.state_dict()}
 
     def _save(self, step: int) -> bool:
-        """Write a checkpoint and the networks; returns whether that worked."""
-        with self.log.paused() if self.log is not None else contextlib.nullcontext():
-            return self._save_all(step)
+        """Write a checkpoint and the networks; returns whether all of that worked."""
+        with self._paused():
+            return self._checkpoint(step) and self._export(step)
 
-    def _save_all(self, step: int) -> bool:
+    def _paused(self) -> contextlib.AbstractContextManager[None]:
+        return self.log.paused() if self.log is not None else contextlib.nullcontext()
+
+    def _checkpoint(self, step: int, *, prune: bool = True) -> bool:
         # A checkpoint counts when the first process has written its own: it waits for the others.
         error = None if self.group.is_main else self._write(step)
         self.group.barrier()
         if self.group.is_main:
-            error = self._write(step)
+            error = self._write(step, prune)
         failed = torch.tensor(float(error is not None), device=self.group.device)
         if error is not None:
             older = self.checkpoints.steps()
             kept = f"that of step {older[0]} is kept" if older else "there is no older one"
             self._say(f"warning: the checkpoint of step {step} was not written: {error}; {kept}")
-        return self.group.sums({"failed": failed})["failed"] == 0
+        if self.group.sums({"failed": failed})["failed"] > 0:
+            if error is None:
+                self._warn(f"the checkpoint of step {step} lacks the part of another process")
+            return False
+        self.saved = step
+        return True
 
-    def _write(self, step: int) -> OSError | None:
-        """Write the files of this process; returns what went wrong."""
-        state, learner = self._state(), self.learner
+    def _write(self, step: int, prune: bool = False) -> OSError | None:
+        """Write the checkpoint of this process; returns what went wrong."""
+        state = self._state()
         try:
             if not self.group.is_main:
                 self.checkpoints.save(step, state, self.group.rank)
                 return None
-            state |= {"config": to_dict(self.config), "learner": learner.state_dict()}
+            state |= {"config": to_dict(self.config), "learner": self.learner.state_dict()}
             self.checkpoints.save(step, state)
-            metadata = {"step": str(step), "labels": self.config.degradation.labels}
-            export(self.config.run, learner.average.network, learner.discriminator, metadata)
+            if prune:
+                self.checkpoints.prune(step)
         except OSError as error:
             return error
         return None
 
+    def _export(self, step: int) -> bool:
+        """Write the networks for use; returns whether that worked."""
+        if not self.group.is_main:
+            return True
+        learner = self.learner
+        metadata = {"step": str(step), "labels": self.config.degradation.labels}
+        try:
+            export(self.config.run, learner.average.network, learner.discriminator, metadata)
+        except OSError as error:
+            self._warn(f"the networks of step {step} were not written: {error}")
+            return False
+        return True
+
     def _check_settings(self, state: State) -> None:
         if self.config.checkpoint.allow_changes:
             return
-        changed = _changes(state["config"], to_dict(self.config))
+        changed = changes(state["config"], to_dict(self.config))
         if changed:
             raise TrainingError(
                 f"{self.config.run} holds a run with other settings: {'; '.join(changed)}. Choose "
@@ -252,8 +281,11 @@ class Trainer:
             )
 
     def _resume(self, state: State) -> None:
+        former, name = state["config"]["optimizer"]["name"], self.config.optimizer.name
+        if former != name:
+            self.notes.append(f"{name} has no use for the state of {former}: optimisers begin anew")
         try:
-            self.learner.load_state_dict(state["learner"])
+            self.learner.load_state_dict(state["learner"], optimizers=former == name)
         except (KeyError, RuntimeError, ValueError) as error:
             details = " ".join(str(error).split())[:300]
             raise TrainingError(
@@ -272,7 +304,10 @@ class Trainer:
 
     def _fail(self, step: int, parts: list[Batch], sums: dict[str, float]) -> None:
         """Save the state before the step and what made it fail, and give up."""
-        self._save(step)
+        if self.saved != step:
+            # That state may be what is wrong: older ones and the networks stay.
+            with self._paused():
+                self._checkpoint(step, prune=False)
         path = self.config.run / f"failure_step_{step:08d}.rank{self.group.rank}.pt"
         batches = [{name: t.cpu() for name, t in part.state_dict().items()} for part in parts]
         try:
@@ -289,8 +324,6 @@ class Trainer:
             f"saved, {where}. A lower optimizer.lr, optimizer.clip_norm = 1, or "
             "engine.precision = bfloat16 or float32 may help (with --checkpoint.allow-changes)"
         )
-        if self.log is not None:
-            self.log.message(f"error: {message}")
         raise TrainingError(message)
 
     def _say(self, text: str) -> None:
@@ -351,21 +384,10 @@ def _open_stream(config: TrainConfig, group: Processes, start: int) -> BatchStre
 def _prepare_folder(config: TrainConfig) -> None:
     with _explained("run"):
         config.run.mkdir(parents=True, exist_ok=True)
+        for leftover in config.run.glob(f"{TEMPORARY_PREFIX}*.tmp"):  # of a killed process
+            leftover.unlink(missing_ok=True)
         save_config(config, config.run / "config.yml")
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Name the settings that differ and may not, with both values."""
-    found = []
-    for name in sorted(old.keys() | new.keys()):
-        path = f"{prefix}{name}"
-        before, now = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(now, dict):
-            found += _changes(before, now, f"{path}.")
-        elif before != now and not any(path == f or path.startswith(f) for f in _FREE):
-            found.append(f"{path} was {before}, is {now}")
-    return found

