@@ -36,6 +36,7 @@ def is_recorded() -> bool:
 
 
 def function_of(
+    name: str,
     op: Callable[..., Any],
     setup_context: Callable[..., None],
     backward: Callable[..., tuple[Any, ...]],
@@ -46,21 +47,19 @@ def function_of(
     follow them; it returns the first output of ``op``.
     """
 
-    class Operator(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Tensor:
-            *tensors, others = args
-            inputs = (*tensors, *others)
-            outputs = below_autograd(op, *inputs)
-            setup_context(ctx, inputs, outputs)
-            ctx.num_tensors = len(tensors)
-            return outputs[0]
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        *tensors, others = args
+        inputs = (*tensors, *others)
+        outputs = below_autograd(op, *inputs)
+        setup_context(ctx, inputs, outputs)
+        ctx.num_tensors = len(tensors)
+        return outputs[0]
 
-        @staticmethod
-        def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-            return *backward(ctx, grad_output, None)[: ctx.num_tensors], None
+    def backward_of_tensors(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        return *backward(ctx, grad_output, None)[: ctx.num_tensors], None
 
-    return Operator
+    body = {"forward": staticmethod(forward), "backward": staticmethod(backward_of_tensors)}
+    return type(name, (torch.autograd.Function,), body)
 
 
 def vector_jacobian(

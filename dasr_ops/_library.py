@@ -310,7 +310,8 @@ class Library:
             name + "_backward", double_backward, setup_context=setup_double
         )
         forward_op = getattr(self.ops, op).default
-        self._convolutions[op] = forward_op, function_of(forward_op, setup_context, backward)
+        function = function_of(op, forward_op, setup_context, backward)
+        self._convolutions[op] = forward_op, function
 
 
 def _convolution_backward(

@@ -68,6 +68,33 @@ def test_dynamic_conv2d(name: str, value: Any, error: type, message: str | None)
         dasr_ops.dynamic_conv2d(**good() | {name: value})
 
 
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation", "groups", "upscale_factor"])
+def test_a_call_that_equals_a_good_one_is_checked_too(name: str) -> None:
+    args = good() | {"padding": 1}
+    dasr_ops.dynamic_conv2d(**args | {name: 1})
+    with pytest.raises(TypeError, match=f"^dynamic_conv2d: {name}: .*, got 1.0"):
+        dasr_ops.dynamic_conv2d(**args | {name: 1.0})
+    if name in ("stride", "padding", "dilation"):
+        dasr_ops.dynamic_conv2d(**args | {name: (1, 1)})
+        with pytest.raises(TypeError, match=f"^dynamic_conv2d: {name}: .*, got "):
+            dasr_ops.dynamic_conv2d(**args | {name: (1, 1.0)})
+
+
+@pytest.mark.parametrize("name", ["input", "weight", "routing_weights", "bias"])
+def test_a_tensor_that_differs_from_a_good_one_only_in(name: str) -> None:
+    dasr_ops.dynamic_conv2d(**good())
+    for change, error in (
+        (lambda t: t.to("meta"), ValueError),
+        (lambda t: t.long(), TypeError),
+        (lambda t: t.to_sparse(), TypeError),
+        (lambda t: t.numpy(), TypeError),
+        (lambda t: t.tolist(), TypeError),
+    ):
+        args = good()
+        with pytest.raises(error, match=r"^dynamic_conv2d: "):
+            dasr_ops.dynamic_conv2d(**args | {name: change(args[name])})
+
+
 def test_same_padding_needs_stride_1() -> None:
     with pytest.raises(ValueError, match="padding: 'same' needs stride 1"):
         dasr_ops.dynamic_conv2d(**good(), padding="same", stride=2)

@@ -142,6 +142,20 @@ def test_fused_convolution_is_a_convolution_and_its_activation(
         assert rms_error(ours, theirs) <= 3e-6
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_fused_convolution_of_little_and_of_much(kernel: int, channels_last: bool) -> None:
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    for channels in (3, 16):
+        layer = FusedConv2d(channels, 16, kernel, padding=kernel // 2, activation="relu")
+        layer.requires_grad_(False)
+        for size in (1, 8, 40, 70):
+            for batch in (0, 1, 2):
+                x = torch.randn(batch, channels, size, size).to(memory_format=memory_format)
+                want = torch.relu(nn.Conv2d.forward(copy.deepcopy(layer).double(), x.double()))
+                assert max_error(layer(x), want) <= 3e-6
+
+
 def test_fused_convolution_says_what_it_is() -> None:
     layer = FusedConv2d(3, 4, 5, padding=2, activation="leaky_relu", negative_slope=0.2)
     assert "kernel_size=(5, 5)" in repr(layer)

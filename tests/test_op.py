@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -142,6 +143,68 @@ def test_same_padding_of_even_kernels(backend: str) -> None:
 def test_depthwise(backend: str) -> None:
     args = problem(channels=(6, 6), groups=6, batch=3)
     check(args | {"padding": 1, "activation": "relu"}, backend, torch.float32)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stride": 2, "padding": (1, 2), "activation": "relu"},
+        {"padding": 1, "upscale_factor": 2, "activation": "leaky_relu", "negative_slope": 0.2},
+        {"padding": "same", "activation": "leaky_relu", "negative_slope": -0.5, "residual": True},
+    ],
+    ids=str,
+)
+def test_groups(backend: str, options: dict[str, Any], batch: int, channels_last: bool) -> None:
+    # On the CPU wide groups are computed by kernels of our own, narrow ones of large images and,
+    # where channels lie in planes, 1x1 convolutions of such by ATen.
+    large = (34, 41) if backend == "cpu" else (8, 5)
+    for channels, size, kernel in (
+        ((40, 72), (7, 6), (3, 3)),
+        ((6, 24), large, (4, 3)),
+        ((34, 48), large, (1, 1)),
+    ):
+        groups = 3 if channels[0] == 6 else 2
+        args = problem(batch, channels, size, kernel, 2, groups, channels_last=channels_last)
+        args |= options
+        if args.pop("residual", False):
+            residual = torch.randn(batch, channels[1], *size)
+            args |= {"residual": residual, "residual_scale": 0.7}
+        check(args, backend, torch.float32)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 6), (2, 2)])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_taps_that_meet_nothing_but_padding(
+    backend: str, size: tuple[int, int], groups: int
+) -> None:
+    args = problem(channels=(8, 8), size=size, kernel=(5, 3), groups=groups)
+    for options in ({}, {"stride": 2}, {"dilation": 2}):
+        padding = (4, 2) if options else (2, 1)
+        check(args | {"padding": padding} | options, backend, torch.float32)
+    # Some results see no pixel at all.
+    args = problem(channels=(8, 8), size=size, kernel=(1, 1), groups=groups)
+    check(args | {"stride": 2, "padding": 3}, backend, torch.float32)
+
+
+@pytest.mark.parametrize("op", ["dynamic", "per_sample"])
+@pytest.mark.parametrize("residual", [False, True])
+def test_inference_computes_the_same(backend: str, op: str, residual: bool) -> None:
+    args = problem(batch=4) | {"padding": 1, "activation": "leaky_relu", "upscale_factor": 2}
+    if op == "per_sample":
+        del args["routing_weights"]
+    if residual:
+        args |= {"residual": torch.randn(4, 2, 18, 14), "residual_scale": 0.7}
+    tensors, options = split(args)
+    function = getattr(dasr_ops, f"{op}_conv2d")
+    with dasr_ops.use_backend(backend):
+        trained = function(**{k: v.clone().requires_grad_() for k, v in tensors.items()}, **options)
+        assert trained.requires_grad
+        for context in (nullcontext(), torch.no_grad(), torch.inference_mode()):
+            with context:
+                assert torch.equal(function(**tensors, **options), trained)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import dasr_ops
 from dasr_ops import DynamicConv2d
@@ -86,6 +87,44 @@ def test_opcheck_dynamic(name: str, dtype: torch.dtype) -> None:
     torch.library.opcheck(
         torch.ops.dasr_ops.dynamic_conv2d_backward.default, args, test_utils=DOUBLE_BACKWARD_CHECKS
     )
+
+
+@needs_extension
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("routing", [False, True])
+def test_opcheck_inference(name: str, routing: bool) -> None:
+    t = tensors(torch.float32, requires_grad=False)
+    if not routing:
+        t |= {"weight": torch.randn(2, 4, 3, 3, 3), "routing_weights": None}
+        t["bias"] = torch.randn(2, 4)
+    o = OPTIONS[name]
+    residual = torch.randn(2, 4, 5, 4) if name == "residual" else None
+    geometry = [*o.stride, *o.padding, *o.dilation, o.groups, o.upscale_factor, False, True]
+    args = (*t.values(), residual, geometry, o.negative_slope, o.residual_scale)
+    torch.library.opcheck(torch.ops.dasr_ops.conv2d_inference.default, args)
+    with pytest.raises(RuntimeError):
+        torch.ops.dasr_ops.conv2d_inference(*t.values(), residual, geometry[:-1], None, 1.0)
+
+
+def test_others_see_the_usual_operators(backend: str) -> None:
+    """Modes that look at what is called, or record it, need not know the one for inference."""
+    t = tensors(torch.float32, requires_grad=False)
+    with dasr_ops.use_backend(backend), torch.no_grad():
+        graph = make_fx(lambda *values: dasr_ops.dynamic_conv2d(*values))(*t.values()).graph
+    called = [str(node.target) for node in graph.nodes if node.op == "call_function"]
+    assert not any("inference" in name for name in called)
+
+
+def test_gradients_of_several_losses_at_once(backend: str) -> None:
+    t = tensors(torch.float32)
+    with dasr_ops.use_backend(backend):
+        out = call("relu", OPTIONS["relu"], **t)
+        grads = torch.randn(3, *out.shape)
+        leaves = list(t.values())
+        one_by_one = [torch.autograd.grad(out, leaves, g, retain_graph=True) for g in grads]
+        at_once = torch.autograd.grad(out, leaves, grads, is_grads_batched=True)
+    for got, want in zip(at_once, zip(*one_by_one, strict=True), strict=True):
+        torch.testing.assert_close(got, torch.stack(want), rtol=1e-5, atol=1e-5)
 
 
 @needs_extension

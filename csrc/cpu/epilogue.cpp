@@ -70,9 +70,9 @@ void epilogue_forward(const EpilogueParams& params, const T* c, const int64_t* c
   };
   const auto stretch = [&](const T* from, int64_t from_step, const T* res, int64_t res_step,
                            int64_t to, int64_t to_step, int64_t n) {
+    // First, for y may take the place of c.
+    for (int64_t i = 0; mask && i < n; ++i) positive[to + i * to_step] = from[i * from_step] > T(0);
     forward_stretch(from, from_step, res, res_step, y + to, to_step, n, params);
-    if (!mask) return;
-    for (int64_t i = 0; i < n; ++i) positive[to + i * to_step] = from[i * from_step] > T(0);
   };
   const auto residual_at = [&](int64_t b, int64_t o, int64_t row, int64_t column) {
     return residual ? residual + b * residual_strides[0] + o * residual_strides[1] +
@@ -124,6 +124,19 @@ void epilogue_backward(const EpilogueParams& params, const T* grad_y, const int6
   const int64_t channel_stride = output_channels_last ? 1 : height * width;
   const int64_t image_stride = channels * height * width;
 
+  const int64_t grad_strides[4] = {image_stride, channel_stride, row_stride, column_stride};
+  if (r == 1 && params.channels_last == output_channels_last &&
+      std::equal(grad_strides, grad_strides + 4, grad_y_strides)) {
+    parallel_for(params.batch * image_stride, kGrainElements, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const T grad = scale * grad_y[i];
+        const bool positive =
+            !params.negative_slope || (mask ? (mask[i / 8] >> (i % 8)) & 1 : y[i] > T(0));
+        grad_c[i] = positive ? grad : slope * grad;
+      }
+    });
+    return;
+  }
   const auto grad_at = [&](int64_t b, int64_t channel, int64_t h, int64_t w) {
     const int64_t o = channel / (r * r);
     const int64_t row = h * r + channel / r % r;

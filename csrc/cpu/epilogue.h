@@ -19,6 +19,7 @@ struct EpilogueParams {
 };
 
 // `mask`, if not null, receives one bit for each element of y in memory order: act's argument > 0.
+// y may be c itself, if they have the same strides.
 template <typename T>
 void epilogue_forward(const EpilogueParams& params,
                       const T* c,                       // [B, O, H, W]

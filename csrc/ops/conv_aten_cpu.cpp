@@ -1,6 +1,8 @@
 #include "ops/conv_aten_cpu.h"
 
 #include "cpu/epilogue.h"
+#include "cpu/kernels/huge_pages.h"
+#include "cpu/relayout.h"
 #include "ops/aggregate_experts_cpu.h"
 
 namespace dasr {
@@ -22,17 +24,44 @@ Tensor padded(const Tensor& input, const ConvOptions& options) {
   return torch::stable::pad(input, Ints{p[2], p[3], p[0], p[1]}, "constant", 0.0);
 }
 
-// [B, C, H, W] -> [1, B * C, H, W]. A single image keeps its memory format.
-Tensor fold_batch(const Tensor& tensor) {
-  if (tensor.size(0) == 1) return tensor;
-  return torch::stable::view(to_contiguous(tensor), Ints{1, tensor.size(0) * tensor.size(1),
-                                                         tensor.size(2), tensor.size(3)});
+Tensor fold_kernels(const Tensor& weight) {
+  return reshaped(to_contiguous(weight), {weight.size(0) * weight.size(1), weight.size(2),
+                                          weight.size(3), weight.size(4)});
 }
 
-Tensor fold_kernels(const Tensor& weight) {
-  return torch::stable::view(
-      to_contiguous(weight),
-      Ints{weight.size(0) * weight.size(1), weight.size(2), weight.size(3), weight.size(4)});
+bool is_dense_nhwc(const Tensor& t) {
+  return t.stride(1) == 1 && t.stride(3) == t.size(1) && t.stride(2) == t.size(3) * t.stride(3) &&
+         (t.size(0) == 1 || t.stride(0) == t.size(2) * t.stride(2));
+}
+
+Tensor to_nchw(const Tensor& t) {
+  if (t.is_contiguous() || t.scalar_type() != ScalarType::Float || !is_dense_nhwc(t)) {
+    return to_contiguous(t);
+  }
+  const Tensor result = empty_like_device(t, size_vector(t), ScalarType::Float);
+  cpu::advise_huge_pages(result.mutable_data_ptr(), 4 * result.numel());
+  cpu::nhwc_to_nchw(t.const_data_ptr<float>(), t.size(0), t.size(1), t.size(2) * t.size(3),
+                    result.mutable_data_ptr<float>());
+  return result;
+}
+
+// [B, C, H, W] -> [1, B * C, H, W]. A single image keeps its memory format.
+Tensor fold_batch(const Tensor& t) {
+  if (t.size(0) == 1) return t;
+  return reshaped(to_nchw(t), {1, t.size(0) * t.size(1), t.size(2), t.size(3)});
+}
+
+// Of a tensor in NCHW.
+Tensor to_format(const Tensor& t, bool channels_last) {
+  if (!channels_last) return t;
+  if (t.scalar_type() != ScalarType::Float) {
+    return torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
+  }
+  const Tensor result = empty_like_device(t, size_vector(t), ScalarType::Float, true);
+  cpu::advise_huge_pages(result.mutable_data_ptr(), 4 * result.numel());
+  cpu::nchw_to_nhwc(t.const_data_ptr<float>(), t.size(0), t.size(1), t.size(2) * t.size(3),
+                    result.mutable_data_ptr<float>());
+  return result;
 }
 
 Tensor mixed(const Tensor& tensor, const std::optional<Tensor>& routing, ScalarType type) {
@@ -84,8 +113,8 @@ Tensor conv_aten_forward(const Tensor& input, const Kernels& kernels,
   const Tensor weight = mixed(kernels.weight, kernels.routing, type);
   std::optional<Tensor> bias;
   if (kernels.bias) {
-    bias =
-        torch::stable::view(to_contiguous(mixed(*kernels.bias, kernels.routing, type)), Ints{-1});
+    const Tensor mixed_bias = to_contiguous(mixed(*kernels.bias, kernels.routing, type));
+    bias = reshaped(mixed_bias, {mixed_bias.numel()});
   }
   const auto [c] =
       call_aten<Tensor>("aten::convolution", "", fold_batch(padded(cast(input, type), options)),
@@ -94,23 +123,29 @@ Tensor conv_aten_forward(const Tensor& input, const Kernels& kernels,
 
   const bool channels_last = is_channels_last(input);
   const auto params = epilogue_params(input, weight, options, channels_last);
-  const std::array<int64_t, 4> strides = {params.channels * c.stride(1), c.stride(1), c.stride(2),
-                                          c.stride(3)};
-  const bool nothing_follows =
-      !options.negative_slope && !residual && options.upscale_factor == 1 && !mask;
-  if (nothing_follows && is_dense(strides, params)) {
-    return batch == 1 ? c : torch::stable::view(c, output_size(input, weight, options));
+  std::array<int64_t, 4> strides = {params.channels * c.stride(1), c.stride(1), c.stride(2),
+                                    c.stride(3)};
+  Tensor from = c;
+  std::optional<Tensor> output;
+  if (options.upscale_factor == 1 && batch != 1 && c.is_contiguous()) {
+    from = to_format(reshaped(c, output_size(input, weight, options)), channels_last);
+    std::copy_n(from.strides().begin(), 4, strides.begin());
   }
-  const Tensor output =
-      empty_like_device(input, output_size(input, weight, options), type, channels_last);
+  if (options.upscale_factor == 1 && is_dense(strides, params)) {
+    // What follows may take the place of the sums.
+    if (!options.negative_slope && !residual && !mask) return from;
+    output = from;
+  } else {
+    output = empty_like_device(input, output_size(input, weight, options), type, channels_last);
+  }
   dispatch_float_or_double(type, [&](auto zero) {
     using T = decltype(zero);
-    cpu::epilogue_forward(params, c.const_data_ptr<T>(), strides.data(),
+    cpu::epilogue_forward(params, from.const_data_ptr<T>(), strides.data(),
                           residual ? residual->const_data_ptr<T>() : nullptr,
                           residual ? residual->strides().data() : nullptr,
-                          output.mutable_data_ptr<T>(), mask);
+                          output->mutable_data_ptr<T>(), mask);
   });
-  return output;
+  return *output;
 }
 
 Gradients conv_aten_backward(const Tensor& grad_output, const Tensor& input, const Kernels& kernels,
@@ -123,16 +158,23 @@ Gradients conv_aten_backward(const Tensor& grad_output, const Tensor& input, con
   const Tensor grad = cast(grad_output, type);
   const std::optional<Tensor> output = cast(saved.output, type);
 
-  const auto params = epilogue_params(input, weight, options, batch == 1 && channels_last);
-  const Tensor grad_c = empty_like_device(input, {batch, channels, params.height, params.width},
-                                          type, params.channels_last);
-  dispatch_float_or_double(type, [&](auto zero) {
-    using T = decltype(zero);
-    cpu::epilogue_backward(params, grad.const_data_ptr<T>(), grad.strides().data(),
-                           output ? output->const_data_ptr<T>() : nullptr,
-                           saved.mask ? saved.mask->const_data_ptr<uint8_t>() : nullptr,
-                           channels_last, grad_c.mutable_data_ptr<T>());
-  });
+  const bool shuffles = options.upscale_factor != 1;
+  const auto params =
+      epilogue_params(input, weight, options, channels_last && (batch == 1 || !shuffles));
+  Tensor grad_c = grad;
+  if (options.negative_slope || shuffles || options.residual_scale != 1) {
+    grad_c = empty_like_device(input, {batch, channels, params.height, params.width}, type,
+                               params.channels_last);
+    dispatch_float_or_double(type, [&](auto zero) {
+      using T = decltype(zero);
+      cpu::epilogue_backward(params, grad.const_data_ptr<T>(), grad.strides().data(),
+                             output ? output->const_data_ptr<T>() : nullptr,
+                             saved.mask ? saved.mask->const_data_ptr<uint8_t>() : nullptr,
+                             channels_last, grad_c.mutable_data_ptr<T>());
+    });
+  } else if (batch == 1) {
+    grad_c = torch::stable::contiguous(grad, memory_format(channels_last));
+  }
 
   const bool kernel_gradient = wanted.weight || wanted.routing;
   const bool bias_gradient = kernels.bias && (wanted.bias || wanted.routing);
@@ -146,17 +188,21 @@ Gradients conv_aten_backward(const Tensor& grad_output, const Tensor& input, con
 
   Gradients grads;
   if (wanted.input) {
-    if (batch != 1) grad_input = torch::stable::view(grad_input, size_vector(padded_input));
+    if (batch != 1) {
+      grad_input = reshaped(to_contiguous(grad_input), size_vector(padded_input));
+    }
     if (!pads_evenly(options)) {
       grad_input = torch::stable::narrow(grad_input, 2, options.padding[0], input.size(2));
       grad_input = torch::stable::narrow(grad_input, 3, options.padding[2], input.size(3));
     }
-    grads.input = torch::stable::contiguous(grad_input, memory_format(channels_last));
+    grads.input = grad_input.is_contiguous() && batch != 1
+                      ? to_format(grad_input, channels_last)
+                      : torch::stable::contiguous(grad_input, memory_format(channels_last));
   }
   if (kernel_gradient) {
-    grad_weight = torch::stable::view(to_contiguous(grad_weight), size_vector(weight));
+    grad_weight = reshaped(to_contiguous(grad_weight), size_vector(weight));
   }
-  if (bias_gradient) grad_bias = torch::stable::view(grad_bias, Ints{batch, channels});
+  if (bias_gradient) grad_bias = reshaped(to_contiguous(grad_bias), {batch, channels});
   if (!kernels.routing) {
     if (wanted.weight) grads.weight = grad_weight;
     if (bias_gradient && wanted.bias) grads.bias = grad_bias;

@@ -18,8 +18,7 @@ cpu::ThreadPool thread_pool(const cpu::ConvParams& p) {
   const char* error = cpu::isa_choice().error;
   STD_TORCH_CHECK(error == nullptr, "dasr_ops: ", error, ", got ", std::getenv("DASR_OPS_CPU_ISA"));
   cpu::ThreadPool pool;
-  const int64_t kernel =
-      p.out_channels * (p.depthwise ? 1 : p.in_channels) * p.y.kernel * p.x.kernel;
+  const int64_t kernel = p.out_channels * (p.in_channels / p.groups) * p.y.kernel * p.x.kernel;
   if (p.batch * kernel * (p.experts + p.y.output() * p.x.output()) < kFewProducts) return pool;
   pool.num_threads = static_cast<int>(torch::stable::get_num_threads());
   pool.parallel_for = [](int64_t begin, int64_t end, int64_t grain,
@@ -49,6 +48,21 @@ int64_t reach(const Tensor& weight, const ConvOptions& options, int d) {
   return options.dilation[d] * (weight.size(3 + d) - 1) + 1;
 }
 
+// Whether kernels of our own were measured to be faster than ATen's: not where groups are narrower
+// than a vector and there is much to do, nor for much of 1x1 convolutions in NCHW.
+bool is_faster(const Tensor& input, const Kernels& kernels, const ConvOptions& options) {
+  const int64_t out_channels = kernels.weight.size(1);
+  const bool depthwise = options.groups == input.size(1) && options.groups == out_channels;
+  if (options.groups == 1 || depthwise) return true;
+  const bool narrow = kernels.weight.size(2) < 16 || out_channels / options.groups < 16;
+  const int64_t pixels = input.size(0) * conv_extent(input, kernels.weight, options, 0) *
+                         conv_extent(input, kernels.weight, options, 1);
+  if (kernels.weight.size(3) * kernels.weight.size(4) == 1) {
+    return pixels <= 2048 || (!narrow && is_channels_last(input));
+  }
+  return pixels <= 256 || !narrow;
+}
+
 // The tensors in float32, kept alive as long as a kernel's parameters point into them.
 struct Operands {
   Tensor input, weight;
@@ -66,7 +80,7 @@ struct Operands {
     params.out_channels = weight.size(1);
     params.y = axis(options, 0);
     params.x = axis(options, 1);
-    params.depthwise = options.groups > 1;
+    params.groups = options.groups;
     params.experts = routing ? weight.size(0) : 0;
     params.upscale_factor = options.upscale_factor;
     if (options.negative_slope) {
@@ -99,10 +113,10 @@ bool conv_kernels_apply(const Tensor& input, const Kernels& kernels, const ConvO
       is_double(kernels.bias)) {
     return false;
   }
-  const bool depthwise = options.groups == input.size(1) &&
-                         options.groups == kernels.weight.size(1) && options.upscale_factor == 1;
-  return (options.groups == 1 || depthwise) && reach(kernels.weight, options, 0) <= kMaxReach &&
-         reach(kernels.weight, options, 1) <= kMaxReach;
+  const int64_t shuffled = options.upscale_factor * options.upscale_factor;
+  return kernels.weight.size(1) % (options.groups * shuffled) == 0 &&
+         reach(kernels.weight, options, 0) <= kMaxReach &&
+         reach(kernels.weight, options, 1) <= kMaxReach && is_faster(input, kernels, options);
 }
 
 void conv_kernels_forward(const Tensor& input, const Kernels& kernels,

@@ -1,4 +1,4 @@
-// Convolutions in one group and depthwise ones, in kernels of our own (csrc/cpu/kernels).
+// Convolutions in kernels of our own (csrc/cpu/kernels), where these are faster than ATen's.
 #pragma once
 
 #include "ops/conv.h"

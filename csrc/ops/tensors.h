@@ -99,6 +99,16 @@ inline Tensor empty_like_device(const Tensor& like, const std::vector<int64_t>& 
   return Tensor(result);
 }
 
+// The memory of a dense tensor with another shape. (torch::stable::view looks an operator up.)
+inline Tensor reshaped(const Tensor& tensor, const std::vector<int64_t>& size) {
+  const std::vector<int64_t> strides = dense_strides(size, false);
+  AtenTensorHandle result = nullptr;
+  check_status(aoti_torch__reinterpret_tensor(tensor.get(), static_cast<int64_t>(size.size()),
+                                              size.data(), strides.data(), 0, &result),
+               "aoti_torch__reinterpret_tensor");
+  return Tensor(result);
+}
+
 inline Tensor zeros_like_device(const Tensor& like, const std::vector<int64_t>& size,
                                 ScalarType type, bool channels_last = false) {
   Tensor result = empty_like_device(like, size, type, channels_last);

@@ -110,19 +110,25 @@ void draw_sizes(Random& random, ConvBackwardParams& p) {
   const bool plain = square != 0 && random.chance(0.6);
   draw_axis(random, p.y, square != 0 ? square : random.between(1, 7), plain);
   draw_axis(random, p.x, square != 0 ? square : random.between(1, 7), plain);
-  p.depthwise = !large && random.chance(0.15);
+  const bool depthwise = !large && random.chance(0.15);
   p.batch = large ? random.between(1, 4) : random.chance(0.04) ? 0 : random.between(1, 5);
   p.in_channels = large ? random.pick({65, 130}) : draw_channels(random);
   p.out_channels = large ? random.pick({65, 130}) : draw_channels(random);
-  if (p.depthwise) {
+  if (depthwise) {
     p.out_channels = p.in_channels;
+    p.groups = std::max<int64_t>(p.in_channels, 1);
   } else if (!large && random.chance(0.25)) {
     p.upscale_factor = random.between(2, 3);
     p.out_channels = std::min<int64_t>(p.out_channels, 33) * p.upscale_factor * p.upscale_factor;
   }
+  if (!depthwise && random.chance(0.2)) {
+    p.groups = random.between(2, 5);
+    p.in_channels *= p.groups;
+    p.out_channels *= p.groups;
+  }
   p.experts = random.chance(0.2) ? 0 : random.between(1, large ? 2 : 5);
 
-  const int64_t row = (p.depthwise ? 1 : p.in_channels) * p.y.kernel * p.x.kernel;
+  const int64_t row = p.in_channels / p.groups * p.y.kernel * p.x.kernel;
   const int64_t work = std::max<int64_t>(p.batch * p.out_channels * row, 1);
   const int64_t pixels = std::min<int64_t>((large ? 4000000 : 1200000) / work, 9000);
   // The logarithm is uniform, so that one block and many, a narrow and a wide one are all seen.
@@ -171,8 +177,8 @@ std::string describe(const Call& call) {
   const auto name = [](Layout l) { return l == Layout::kNHWC ? "NHWC" : "NCHW"; };
   std::ostringstream s;
   s << "seed " << call.seed << ": batch " << p.batch << " channels " << p.in_channels << "->"
-    << p.out_channels << (p.depthwise ? " depthwise" : "") << " experts " << p.experts
-    << " upscale " << p.upscale_factor << (p.precise ? " precise" : "") << "\n  y: " << text(p.y)
+    << p.out_channels << " groups " << p.groups << " experts " << p.experts << " upscale "
+    << p.upscale_factor << (p.precise ? " precise" : "") << "\n  y: " << text(p.y)
     << "\n  x: " << text(p.x) << "\n  activation "
     << (p.activation == Activation::kNone ? "none" : "slope ");
   if (p.activation != Activation::kNone) {

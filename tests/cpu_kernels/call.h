@@ -76,13 +76,14 @@ class Array {
 
 // The sizes of a call, with the names of conv.h.
 struct Shape {
-  int64_t B, I, O, K, H, W, OH, OW, r, C, IH, IW, taps, row, kernel;
+  int64_t B, I, O, K, G, H, W, OH, OW, r, C, IH, IW, taps, row, kernel;
 
   explicit Shape(const ConvBackwardParams& p)
       : B(p.batch),
         I(p.in_channels),
         O(p.out_channels),
         K(p.experts),
+        G(p.groups),
         H(p.y.size),
         W(p.x.size),
         OH(p.y.output()),
@@ -92,7 +93,7 @@ struct Shape {
         IH(OH * r),
         IW(OW * r),
         taps(p.y.kernel * p.x.kernel),
-        row((p.depthwise ? 1 : I) * taps),
+        row(I / G * taps),
         kernel(O * row) {}
 
   int64_t kernels() const { return K == 0 ? B : K; }

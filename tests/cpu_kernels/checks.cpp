@@ -209,7 +209,7 @@ std::string check_not_finite_output(const Call& call, const Results& results,
   const Shape s(p);
   const auto unit = [](const ConvAxis& a) { return a.stride == 1 && a.dilation == 1; };
   const bool winograd = p.y.kernel == p.x.kernel && (p.y.kernel == 3 || p.y.kernel == 5) &&
-                        unit(p.y) && unit(p.x) && !p.depthwise;
+                        unit(p.y) && unit(p.x) && !p.depthwise();
   const int64_t reach = winograd ? 3 : 0;  // tiles are of 4 x 4 or 2 x 2
   const std::vector<bool> near = neighbours(ref.convolution.value, s.OH, s.OW, reach, reach);
   const double tolerance = 1e-5 * largest_finite(ref.output);
@@ -244,8 +244,8 @@ std::string check_not_finite_grad_input(const Call& call, const Results& results
     range(p.y, i / s.OW % s.OH, y0, y1);
     range(p.x, i % s.OW, x0, x1);
     const int64_t plane = i / (s.OH * s.OW);
-    const int64_t c0 = p.depthwise ? plane : plane / s.O * s.I;
-    for (int64_t c = c0; c < c0 + (p.depthwise ? 1 : s.I); ++c) {
+    const int64_t c0 = plane / s.O * s.I + plane % s.O / (s.O / s.G) * (s.I / s.G);
+    for (int64_t c = c0; c < c0 + s.I / s.G; ++c) {
       for (int64_t y = y0; y < y1; ++y) {
         for (int64_t x = x0; x < x1; ++x) {
           near[(c * s.H + y) * s.W + x] = true;

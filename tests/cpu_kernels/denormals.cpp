@@ -51,7 +51,7 @@ void time_layer(const Layer& layer, float data_scale, float weight_scale, double
   p.in_channels = layer.in;
   p.out_channels = layer.out;
   p.experts = 1;
-  p.depthwise = layer.depthwise;
+  p.groups = layer.depthwise ? layer.in : 1;
   p.precise = layer.precise;
   for (ConvAxis* axis : {&p.y, &p.x}) {
     axis->size = kSide;

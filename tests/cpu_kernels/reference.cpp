@@ -75,11 +75,11 @@ void for_each_pixel(const Shape& s, const Fn& fn) {
 template <typename Fn>
 void for_each_product(const ConvBackwardParams& p, const Fn& fn) {
   const Shape s(p);
-  const int64_t group = p.depthwise ? 1 : s.I;
+  const int64_t group = s.I / s.G;
   for (int64_t b = 0; b < s.B; ++b) {
     for (int64_t o = 0; o < s.O; ++o) {
       for (int64_t i = 0; i < group; ++i) {
-        const int64_t channel = p.depthwise ? o : i;
+        const int64_t channel = o / (s.O / s.G) * group + i;
         for (int64_t t = 0; t < s.taps; ++t) {
           const int64_t dy = t / p.x.kernel * p.y.dilation - p.y.pad_before;
           const int64_t dx = t % p.x.kernel * p.x.dilation - p.x.pad_before;

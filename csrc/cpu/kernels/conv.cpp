@@ -16,8 +16,8 @@ bool axis_supported(const ConvAxis& a) {
 bool conv_supported(const ConvParams& p) {
   const int64_t r = p.upscale_factor;
   return p.batch >= 0 && p.in_channels >= 0 && p.out_channels >= 0 && p.experts >= 0 &&
-         axis_supported(p.y) && axis_supported(p.x) && r >= 1 && p.out_channels % (r * r) == 0 &&
-         (!p.depthwise || (p.in_channels == p.out_channels && r == 1));
+         axis_supported(p.y) && axis_supported(p.x) && r >= 1 && p.groups >= 1 &&
+         p.in_channels % p.groups == 0 && p.out_channels % (p.groups * r * r) == 0;
 }
 
 void conv_forward(const ConvParams& params, const ThreadPool& pool) {

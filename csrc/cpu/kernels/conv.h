@@ -5,7 +5,7 @@
 //
 // Legal: every size >= 0, kernels, strides and dilations >= 1, paddings >= 0, any memory strides,
 // upscale_factor >= 1 whose square divides out_channels, and a padded input that the dilated kernel
-// fits into (conv_supported tells). One group, or depthwise without pixel shuffle. Results do not
+// fits into (conv_supported tells). Groups that pixel shuffle does not mix. Results do not
 // depend on the number of threads. The only exception thrown is std::bad_alloc.
 #pragma once
 
@@ -45,15 +45,15 @@ struct ConvAxis {
 };
 
 // B batch, I input channels, O output channels of the convolution, K experts, r upscale factor,
-// H' x W' its output, C = O / (r * r). Memory strides are in elements and in the order batch,
-// channel, row, column.
+// H' x W' its output, C = O / (r * r), g groups. Memory strides are in elements and in the order
+// batch, channel, row, column.
 struct ConvParams {
   int64_t batch = 0;
   int64_t in_channels = 0;
   int64_t out_channels = 0;
   ConvAxis y, x;
-  bool depthwise = false;  // O == I groups of one channel each, r = 1; I/g below is then 1
-  int64_t experts = 0;     // 0: weight and bias already hold one kernel per sample, no routing
+  int64_t groups = 1;   // g: must divide I and C
+  int64_t experts = 0;  // 0: weight and bias already hold one kernel per sample, no routing
   int64_t upscale_factor = 1;
   Activation activation = Activation::kNone;
   float negative_slope = 0.0f;  // of kLeakyRelu; 0 is ReLU
@@ -76,6 +76,11 @@ struct ConvParams {
   uint8_t* sign_mask = nullptr;  // [ceil(numel(output) / 8)]; null: not wanted. Bit i % 8 of byte
                                  // i / 8: the value before the activation of the i-th element
                                  // of output, in memory order, is > 0
+
+  // O == I groups of one channel each.
+  __attribute__((always_inline)) bool depthwise() const {
+    return groups > 1 && groups == in_channels && groups == out_channels && upscale_factor == 1;
+  }
 };
 
 // output, residual and sign_mask of the base are not used. With an activation, its derivative

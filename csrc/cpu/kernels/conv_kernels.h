@@ -28,7 +28,7 @@ DASR_OPS_INLINE Access access_of(const Strides& s) {
 
 struct OutputShape {
   int64_t height, width;                        // of the convolution
-  int64_t channels, image_height, image_width;  // after pixel shuffle
+  int64_t channels, image_height, image_width;  // after pixel shuffle, of all groups
 
   explicit OutputShape(const ConvParams& p)
       : height(p.y.output()),
@@ -38,16 +38,21 @@ struct OutputShape {
         image_width(width * p.upscale_factor) {}
 };
 
+// Depthwise kernels take all channels at once.
+DASR_OPS_INLINE int64_t groups_of(const ConvParams& p) { return p.depthwise() ? 1 : p.groups; }
+
 static Source input_source(const ConvParams& p) {
+  const int64_t groups = groups_of(p);
   Source s{};
   s.data = p.input;
   const bool nhwc = p.input_strides[1] == 1 || p.in_channels == 1;
   s.strides = strides_of(p.input_strides, dense_strides(nhwc, p.in_channels, p.y.size, p.x.size),
                          p.in_channels, p.y.size, p.x.size);
-  s.channels = p.in_channels;
+  s.channels = p.in_channels / groups;
+  s.strides = s.strides.in_groups(groups, s.channels);
   s.height = p.y.size;
   s.width = p.x.size;
-  s.map = {p.in_channels, 1, false};
+  s.map = {s.channels, 1, false};
   s.access = access_of(s.strides);
   return s;
 }
@@ -64,7 +69,10 @@ static Source grad_source(const ConvBackwardParams& p) {
   if (p.batch <= 1) {
     s.strides.b = s.gate_strides.b;
   }
-  s.channels = p.out_channels;
+  const int64_t groups = groups_of(p);
+  s.strides = s.strides.in_groups(groups, shape.channels / groups);
+  s.gate_strides = s.gate_strides.in_groups(groups, shape.channels / groups);
+  s.channels = p.out_channels / groups;
   s.height = shape.height;
   s.width = shape.width;
   s.scale = p.residual_scale;
@@ -80,7 +88,7 @@ static Source grad_source(const ConvBackwardParams& p) {
       (s.access == Access::kPlanes && r > kMaxUpscale)) {
     s.access = Access::kAny;
   }
-  s.map = {shape.channels, r, r > 1 && s.access == Access::kRows};
+  s.map = {shape.channels / groups, r, r > 1 && s.access == Access::kRows};
   return s;
 }
 
@@ -88,9 +96,10 @@ static KernelBank bank_of(const ConvParams& p, const ChannelMap& map, bool trans
   return {p.weight,
           p.bias,
           p.routing,
+          groups_of(p),
           p.experts,
-          p.out_channels,
-          p.depthwise ? 1 : p.in_channels,
+          p.out_channels / groups_of(p),
+          p.in_channels / p.groups,
           p.y.kernel * p.x.kernel,
           map,
           transposed};
@@ -202,10 +211,12 @@ void conv_forward(const ConvParams& p, const ThreadPool& pool) {
   sink.data = p.output;
   sink.nhwc = nhwc;
   sink.strides = dense_strides(nhwc, shape.channels, shape.image_height, shape.image_width);
-  sink.channels = p.out_channels;
+  const int64_t groups = groups_of(p);
+  const int64_t group_channels = shape.channels / groups;
+  sink.channels = p.out_channels / groups;
   sink.height = shape.height;
   sink.width = shape.width;
-  sink.map = {shape.channels, r, r > 1 && nhwc};
+  sink.map = {group_channels, r, r > 1 && nhwc};
   sink.activate = p.activation == Activation::kLeakyRelu;
   sink.slope = p.negative_slope;
   sink.scale = p.residual_scale;
@@ -216,15 +227,17 @@ void conv_forward(const ConvParams& p, const ThreadPool& pool) {
     if (p.batch <= 1) {
       sink.residual_strides.b = sink.strides.b;
     }
+    sink.residual_strides = sink.residual_strides.in_groups(groups, group_channels);
   }
+  sink.strides = sink.strides.in_groups(groups, group_channels);
   sink.sign_bits = p.sign_mask;
   if (p.sign_mask != nullptr) {
     const int64_t numel = p.batch * shape.channels * shape.image_height * shape.image_width;
     __builtin_memset(p.sign_mask, 0, static_cast<size_t>(ceil_div(numel, 8)));
   }
   run_convolution(
-      {forward_geometry(p), p.batch, input_source(p), sink, bank_of(p, sink.map, false)},
-      p.depthwise, p.precise, pool);
+      {forward_geometry(p), p.batch * groups, input_source(p), sink, bank_of(p, sink.map, false)},
+      p.depthwise(), p.precise, pool);
 }
 
 static void input_grad(const ConvBackwardParams& p, const ThreadPool& pool) {
@@ -233,13 +246,15 @@ static void input_grad(const ConvBackwardParams& p, const ThreadPool& pool) {
   Sink sink{};
   sink.data = p.grad_input;
   sink.nhwc = nhwc;
-  sink.strides = dense_strides(nhwc, p.in_channels, p.y.size, p.x.size);
-  sink.channels = p.in_channels;
+  const int64_t groups = groups_of(p);
+  sink.channels = p.in_channels / groups;
+  sink.strides =
+      dense_strides(nhwc, p.in_channels, p.y.size, p.x.size).in_groups(groups, sink.channels);
   sink.height = p.y.size;
   sink.width = p.x.size;
-  sink.map = {p.in_channels, 1, false};
+  sink.map = {sink.channels, 1, false};
   sink.scale = 1.0f;
-  KernelBank bank = bank_of(p, grad.map, !p.depthwise);
+  KernelBank bank = bank_of(p, grad.map, !p.depthwise());
   bank.bias = nullptr;
   for (int64_t y = 0; y < min_of(p.y.stride, p.y.size); ++y) {
     for (int64_t x = 0; x < min_of(p.x.stride, p.x.size); ++x) {
@@ -249,31 +264,31 @@ static void input_grad(const ConvBackwardParams& p, const ThreadPool& pool) {
       phase.strides.x *= p.x.stride;
       phase.height = ceil_div(p.y.size - y, p.y.stride);
       phase.width = ceil_div(p.x.size - x, p.x.stride);
-      run_convolution({{backward_axis(p.y, y), backward_axis(p.x, x)}, p.batch, grad, phase, bank},
-                      p.depthwise, p.precise, pool);
+      run_convolution(
+          {{backward_axis(p.y, y), backward_axis(p.x, x)}, p.batch * groups, grad, phase, bank},
+          p.depthwise(), p.precise, pool);
     }
   }
 }
 
 // Enough segments to occupy many threads at small batches, few enough that they cost little in
 // time (one segment has about 128 tiles of 4x4) and memory (64 MiB).
-static int64_t num_segments(const ConvParams& p) {
-  const OutputShape shape(p);
-  const int64_t kernel_bytes =
-      4 * p.y.kernel * p.x.kernel * (p.depthwise ? 1 : p.in_channels) * p.out_channels;
-  const int64_t by_size = shape.height * shape.width / (128 * 16);
-  const int64_t by_batch = 32 / max_of(p.batch, 1);
-  const int64_t by_memory = (int64_t{64} << 20) / max_of(p.batch * kernel_bytes, 1);
+static int64_t num_segments(const GradJob& job, int64_t height, int64_t width) {
+  const int64_t by_size = height * width / (128 * 16);
+  const int64_t by_batch = 32 / max_of(job.batch, 1);
+  const int64_t by_memory = (int64_t{64} << 20) / max_of(job.batch * 4 * job.kernel_floats(), 1);
   return max_of(1, min_of(by_size, min_of(by_batch, by_memory)));
 }
 
 static void parameter_grad(const ConvBackwardParams& p, const ThreadPool& pool) {
   GradJob job{};
   static_cast<Geometry&>(job) = forward_geometry(p);
-  job.batch = p.batch;
+  job.groups = groups_of(p);
+  job.batch = p.batch * job.groups;
   job.input = input_source(p);
   job.grad = grad_source(p);
-  job.depthwise = p.depthwise;
+  job.depthwise = p.depthwise();
+  job.segments = num_segments(job, job.grad.height, job.grad.width);
   const auto in_one_row = [&](const Source& s) {
     return is_one_row(job, s, job.grad.height, job.grad.width);
   };
@@ -282,14 +297,13 @@ static void parameter_grad(const ConvBackwardParams& p, const ThreadPool& pool) 
     make_one_row(job.grad);
   }
   job.want_weight = p.grad_weight != nullptr || p.grad_routing != nullptr;
-  job.segments = num_segments(p);
-  const int64_t tasks = p.batch * job.segments;
+  const int64_t tasks = job.batch * job.segments;
   const Workspace space(
       1, (job.want_weight ? tasks * job.kernel_floats() : 0) + tasks * job.out() + 2 * kAlign);
   Cutter cutter{space.part(0)};
   job.bias = cutter.take(tasks * job.out());
   job.weight = cutter.take(0);
-  if (p.depthwise) {
+  if (p.depthwise()) {
     weight_grad<DepthwiseGrad>(job, pool);
   } else if (job.in() <= kFewChannels) {
     weight_grad<GemmGrad>(job, pool);

@@ -19,7 +19,7 @@ struct ChannelPatch {
                float* copy) {
     const bool inside = w.y >= 0 && w.x >= 0 && w.y + w.rows <= s.height && w.x + w.cols <= s.width;
     if (inside && s.access == Access::kRows && s.map.r == 1 && !s.gated && c1 - c0 == ld) {
-      data = s.data + b * s.strides.b + w.y * s.strides.y + w.x * s.strides.x + c0;
+      data = s.data + s.strides.image(b) + w.y * s.strides.y + w.x * s.strides.x + c0;
       row = s.strides.y;
       col = s.strides.x;
       return;

@@ -35,7 +35,7 @@ static Patch patch_of(const Source& s, int64_t b, const Window& w, float* copy) 
   const bool inside = w.y >= 0 && w.x >= 0 && w.y + w.rows <= s.height && w.x + w.cols <= s.width;
   if (inside && s.access == Access::kRows && s.map.r == 1 && !s.gated &&
       s.strides.x == s.channels) {
-    return {s.data + b * s.strides.b + w.y * s.strides.y + w.x * s.strides.x, s.strides.y};
+    return {s.data + s.strides.image(b) + w.y * s.strides.y + w.x * s.strides.x, s.strides.y};
   }
   load_patch(s, b, w, 0, s.channels, copy, s.channels);
   return {copy, w.cols * s.channels};

@@ -79,7 +79,8 @@ static void transform_block(const Source& s, int64_t b, const Window& w, int64_t
       }
       const Window tile{w.y + row, w.x + col, W::kIn, W::kIn};
       if (tile.y >= 0 && tile.x >= 0 && tile.y + W::kIn <= s.height && tile.x + W::kIn <= s.width) {
-        const float* src = s.data + b * s.strides.b + tile.y * s.strides.y + tile.x * s.strides.x;
+        const float* src =
+            s.data + s.strides.image(b) + tile.y * s.strides.y + tile.x * s.strides.x;
         transform_tile<W>(src, s.strides.y, s.strides.x, channels, dst);
       } else {
         load_patch(s, b, tile, 0, s.channels, patch, channels);

@@ -8,12 +8,13 @@ namespace cpu {
 namespace DASR_OPS_ISA {
 
 struct KernelBank {
-  const float* weight;   // [K, O, I, taps], or [B, O, I, taps] if experts == 0
+  const float* weight;   // [K, O, I / groups, taps], or [B, O, I / groups, taps] if experts == 0
   const float* bias;     // [K, O], or [B, O] if experts == 0; null: none
   const float* routing;  // [B, K]
+  int64_t groups;        // that count as samples of their own, as for Strides
   int64_t experts;
-  int64_t out_channels;  // O
-  int64_t in_channels;   // I; 1 if depthwise
+  int64_t out_channels;  // O / groups
+  int64_t in_channels;   // I / groups; 1 if depthwise
   int64_t taps;
   ChannelMap map;   // of the O channels
   bool transposed;  // hand out the kernels of the gradient: O -> I
@@ -35,19 +36,25 @@ struct Taps {
   vf operator[](int64_t t) const { return load(data + t * stride); }
 };
 
-// dst = sum_k routing[b,k] src[k]; without experts the row itself is returned.
-static const float* aggregate(const KernelBank& bank, const float* src, int64_t expert_stride,
+// dst = sum_k routing[b,k] src[k]; without experts the row itself is returned. `group_stride`: from
+// the values of one group to those of the next.
+static const float* aggregate(const KernelBank& bank, const float* src, int64_t group_stride,
                               int64_t b, int64_t offset, int64_t n, float* dst) {
   if (bank.experts == 0) {
-    return src + b * expert_stride + offset;
+    return src + b * group_stride + offset;
+  }
+  const float* routing = bank.routing + b * bank.experts;
+  if (bank.groups != 1) {
+    routing = bank.routing + b / bank.groups * bank.experts;
+    offset += b % bank.groups * group_stride;
   }
   bool first = true;
   for (int64_t k = 0; k < bank.experts; ++k) {
-    const float a = bank.routing[b * bank.experts + k];
+    const float a = routing[k];
     if (a == 0.0f) {
       continue;
     }
-    const float* row = src + k * expert_stride + offset;
+    const float* row = src + k * bank.groups * group_stride + offset;
     if (first) {
       for (int64_t i = 0; i < n; ++i) {
         dst[i] = a * row[i];

@@ -9,7 +9,7 @@
 #endif
 
 #if !defined(DASR_OPS_ISA) || !defined(DASR_OPS_LANES)
-#error "included by conv_<isa>.cpp only"
+#error "included by conv_<isa>.cpp and relayout.cpp only"
 #endif
 
 #define DASR_OPS_INLINE static inline __attribute__((always_inline))

@@ -84,7 +84,7 @@ struct Block {
 };
 
 DASR_OPS_INLINE int64_t offset_at(const Strides& s, int64_t b, int64_t c, int64_t y, int64_t x) {
-  return b * s.b + c * s.c + y * s.y + x * s.x;
+  return s.image(b) + c * s.c + y * s.y + x * s.x;
 }
 
 static void store_nhwc_line(const Sink& s, const Block& k, int64_t y, int64_t n0, int64_t n1,

@@ -24,10 +24,20 @@ struct ChannelMap {
   int64_t torch_channel(int64_t c) const { return image_channel(c) * (r * r) + sub(c); }
 };
 
+// Groups of channels count as images of their own: image i is group i % groups of i / groups.
 struct Strides {
   int64_t b, c, y, x;
+  int64_t groups = 1;
+  int64_t g = 0;
 
-  bool equal(const Strides& o) const { return b == o.b && c == o.c && y == o.y && x == o.x; }
+  int64_t image(int64_t i) const { return groups == 1 ? i * b : i / groups * b + i % groups * g; }
+  bool equal(const Strides& o) const {
+    return b == o.b && c == o.c && y == o.y && x == o.x && groups == o.groups && g == o.g;
+  }
+  // `channels`: of a group
+  Strides in_groups(int64_t count, int64_t channels) const {
+    return {b, c, y, x, count, count == 1 ? 0 : channels * c};
+  }
 };
 
 DASR_OPS_INLINE Strides dense_strides(bool nhwc, int64_t c, int64_t h, int64_t w) {
@@ -98,13 +108,13 @@ static float load_element(const Source& s, int64_t b, int64_t c, int64_t y, int6
   const int64_t o = s.map.image_channel(c);
   const int64_t row = y * s.map.r + s.map.sub(c) / s.map.r;
   const int64_t col = x * s.map.r + s.map.sub(c) % s.map.r;
-  float v = s.data[b * s.strides.b + o * s.strides.c + row * s.strides.y + col * s.strides.x];
+  float v = s.data[s.strides.image(b) + o * s.strides.c + row * s.strides.y + col * s.strides.x];
   if (!s.gated) {
     return v;
   }
   v *= s.scale;
   const Strides& g = s.gate_strides;
-  const int64_t index = b * g.b + o * g.c + row * g.y + col * g.x;
+  const int64_t index = g.image(b) + o * g.c + row * g.y + col * g.x;
   bool open = true;
   if (s.gate != nullptr) {
     open = s.gate[index] > 0.0f;
@@ -117,7 +127,7 @@ static float load_element(const Source& s, int64_t b, int64_t c, int64_t y, int6
 static void load_rows(const Source& s, int64_t b, int64_t y, int64_t x0, int64_t n, int64_t c0,
                       int64_t c1, float* dst, int64_t ld) {
   const int64_t r = s.map.r;
-  const int64_t base = b * s.strides.b + y * r * s.strides.y + x0 * r * s.strides.x;
+  const int64_t base = s.strides.image(b) + y * r * s.strides.y + x0 * r * s.strides.x;
   if (r == 1) {
     if (c1 - c0 == ld && s.strides.x == ld) {
       return load_run(s, base + c0, dst, n * ld);
@@ -148,7 +158,7 @@ static void load_planes(const Source& s, int64_t b, int64_t y, int64_t x0, int64
     dst += kMaxCols * ld;
   }
   const int64_t r = s.map.r;
-  const int64_t base = b * s.strides.b + y * r * s.strides.y + x0 * r;
+  const int64_t base = s.strides.image(b) + y * r * s.strides.y + x0 * r;
   if (r == 1 && !s.gated) {
     return transpose(s.data + base + c0 * s.strides.c, s.strides.c, c1 - c0, n, dst, ld);
   }
@@ -256,12 +266,12 @@ static void load_planar(const Source& s, int64_t b, const Window& w, float* dst,
     }
     const int64_t n = right - left;
     if (s.access == Access::kPlanes && s.map.r == 1) {
-      const int64_t at = b * s.strides.b + y * s.strides.y + w.x + left;
+      const int64_t at = s.strides.image(b) + y * s.strides.y + w.x + left;
       for (int64_t c = 0; c < s.channels; ++c) {
         load_run(s, at + c * s.strides.c, line + c * plane + left, n);
       }
     } else if (s.access == Access::kRows && s.map.r == 1 && !s.gated) {
-      const int64_t at = b * s.strides.b + y * s.strides.y + (w.x + left) * s.strides.x;
+      const int64_t at = s.strides.image(b) + y * s.strides.y + (w.x + left) * s.strides.x;
       transpose(s.data + at, s.strides.x, n, s.channels, line + left, plane);
     } else {
       load_pixels(s, b, y, w.x + left, n, 0, s.channels, scratch, s.channels);

@@ -8,14 +8,15 @@ namespace cpu {
 namespace DASR_OPS_ISA {
 
 struct GradJob : Geometry {
-  int64_t batch;
+  int64_t batch;   // times groups
+  int64_t groups;  // that count as samples of their own
   Source input;
   Source grad;  // of the convolution's result
   bool depthwise;
   bool want_weight;
   int64_t segments;  // of a sample
-  float* weight;     // [B, segments, O, I/g, kh, kw]
-  float* bias;       // [B, segments, O]
+  float* weight;     // [B * g, segments, O/g, I/g, kh, kw]
+  float* bias;       // [B * g, segments, O/g]
 
   int64_t in() const { return input.channels; }
   int64_t out() const { return grad.channels; }
