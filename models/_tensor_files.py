@@ -76,6 +76,11 @@ def read_state_dict(path: StrPath) -> dict[str, Tensor]:
             break
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{path}: expected a dict of tensors")
+    if "learner" in content:
+        raise CheckpointError(
+            f"{path}: this is a checkpoint to go on from; the networks of a training run are in "
+            "its dasr.safetensors or srresnet.pth"
+        )
     state = {}
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):

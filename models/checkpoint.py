@@ -185,6 +185,9 @@ def _split(label: str, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]
             strange.append(name)
     if not states["net_g"] or not states["net_p"]:
         kind = _kind(state)
+        first = state.get("conv_first.weight")
+        if first is not None and first.dim() == 4:
+            raise CheckpointError(f"{label}: expected a DASR, found a static SRResNet")
         found = f"the file of {kind} alone, give the other as well" if kind else _few(strange)
         raise CheckpointError(f"{label}: expected keys net_g.* and net_p.*; found {found}")
     if strange:

@@ -8,19 +8,22 @@ import socket
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from dasr_ops.models import read_metadata, read_state_dict
+from dasr_ops.models import CheckpointError, SRResNet, load_dasr, read_metadata, read_state_dict
+from dasr_ops.train.config_files import load_config
 from dasr_ops.train.engine import processes as processes_module
 from dasr_ops.train.engine import train
 from dasr_ops.train.engine import trainer as trainer_module
 from dasr_ops.train.engine.learner import Learner
+from dasr_ops.train.engine.lock import locked
 from dasr_ops.train.engine.trainer import Trainer
 
-from .training_tools import newest, tiny
+from .training_tools import newest, photographs, tiny
 
 
 def small_files(function):
@@ -102,7 +105,7 @@ def test_the_reason_of_a_failure_is_in_the_log(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Trainer, "_gradients", gradients)
     config.data.cache_bytes = 0
     assert train(config) == 1
-    reason = "error: data: data.train: none of the 3 pictures can be used"
+    reason = "error: data.train: none of the 3 pictures can be used"
     assert capsys.readouterr().err.count(reason) == 1
     assert (config.run / "train.log").read_text().count(reason) == 1
 
@@ -229,7 +232,7 @@ def test_processes_that_cannot_go_on_together_end(tmp_path):
     for output, step in ((first, 2), (second, 0)):
         assert f"do not see the same checkpoints, this one that of step {step}" in output
     # Then one that finds no picture any more.
-    assert "error: data: data.train: none of the 3 pictures can be used" in second
+    assert "error: data.train: none of the 3 pictures can be used" in second
     assert "error: another process of the run has ended" in first
     assert "Traceback" not in first + second and "Warning" not in first + second
     assert "another process of the run has ended" in (tmp_path / "run/train.log").read_text()
@@ -255,3 +258,62 @@ def test_a_failing_process_waits_for_no_other(monkeypatch, library, left):
     with processes_module.processes("cpu"):
         pass
     assert done == [*left, "destroy"]
+
+
+def test_networks_are_written_where_a_checkpoint_finds_no_room(tmp_path, monkeypatch, capsys):
+    config = tiny(tmp_path, schedule__iterations=2)
+
+    def full(self, *_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trainer_module.Checkpoints, "save", full)
+    assert train(config) == 1
+    output = capsys.readouterr().err
+    assert "error: at the end, step 2, not everything could be written" in output
+    assert "no checkpoint" in output and "dasr.safetensors" in output
+    assert read_metadata(config.run / "dasr.safetensors")["step"] == "2"
+
+
+def test_accepted_changes_are_named_and_not_accepted_for_good(tmp_path, capsys):
+    assert train(tiny(tmp_path, schedule__iterations=2)) == 0
+    assert "finished at step 2: " in capsys.readouterr().err
+    changed = tiny(tmp_path, schedule__iterations=4, optimizer__lr=2e-3)
+    changed.checkpoint.allow_changes = True
+    assert train(changed) == 0
+    assert "optimizer.lr was 0.001, is 0.002" in (changed.run / "train.log").read_text()
+    again = load_config(changed.run)
+    assert not again.checkpoint.allow_changes
+    again.seed = 4
+    assert train(again) == 1
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(tmp_path, capsys):
+    config = tiny(tmp_path, schedule__iterations=2)
+    config.run.mkdir()
+    with locked(config.run):
+        assert train(config) == 1
+    assert "is in use by another training run" in capsys.readouterr().err
+    assert train(config) == 0
+
+
+def test_validation_pictures_left_out_are_in_the_log(tmp_path):
+    config = tiny(tmp_path, schedule__iterations=1)
+    photographs(tmp_path / "val", count=1)
+    (tmp_path / "val" / "broken.png").write_bytes(b"\x89PNG")
+    config.validation.pictures = tmp_path / "val"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert train(config) == 0
+    assert "validation at step 1, clean: PSNR-Y" in (config.run / "train.log").read_text()
+
+
+def test_files_of_other_kinds_are_called_by_their_names(tmp_path, capsys):
+    config = tiny(tmp_path, schedule__iterations=2)
+    assert train(config) == 0
+    (checkpoint,) = (config.run / "checkpoints").glob("*.pt")
+    other = tiny(tmp_path, run=tmp_path / "other", start__weights=(checkpoint,))
+    assert train(other) == 1
+    assert "this is a checkpoint to go on from" in capsys.readouterr().err
+    torch.save(SRResNet(num_feat=8, num_block=2).state_dict(), tmp_path / "static.pth")
+    with pytest.raises(CheckpointError, match="expected a DASR, found a static SRResNet"):
+        load_dasr(tmp_path / "static.pth")

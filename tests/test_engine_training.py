@@ -319,7 +319,7 @@ def test_other_settings_are_refused_unless_accepted(tmp_path, capsys):
     ("changes", "message"),
     [
         ({"data__train": ()}, "data.train: expected at least one folder"),
-        ({"data__train": (Path("nowhere"),)}, "data: .*nowhere"),
+        ({"data__train": (Path("nowhere"),)}, "error: data.train: .*nowhere"),
         ({"start__weights": (Path("nowhere.pth"),)}, "start.weights: .*nowhere.pth"),
         ({"optimizer__name": "Adm"}, "optimizer.name: expected one of .*Adam"),
         ({"engine__device": "cuda:99"}, "engine.device: "),
@@ -359,7 +359,7 @@ def test_a_folder_of_corrupt_pictures_ends_the_run(tmp_path, capsys):
     for picture in (tmp_path / "pictures").iterdir():
         picture.write_bytes(picture.read_bytes()[:40])
     assert train(config) == 1
-    assert "error: data: data.train:" in capsys.readouterr().err
+    assert "error: data.train:" in capsys.readouterr().err
 
 
 def test_the_official_pair_can_be_tuned_further(tmp_path):

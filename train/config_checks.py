@@ -50,7 +50,9 @@ def _weights(config: TrainConfig) -> Iterator[str]:
     if config.loss.gan.weight > 0 and config.start.discriminator is not None:
         files.append(("start.discriminator", config.start.discriminator))
     for name, path in files:
-        if not os.path.isfile(path):
+        if os.path.isdir(path):
+            yield f"{name}: {path} is a folder; the networks of a run are in its dasr.safetensors"
+        elif not os.path.isfile(path):
             yield f"{name}: {path} does not exist"
 
 

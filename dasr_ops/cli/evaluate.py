@@ -161,13 +161,19 @@ def _hand_back(options: Eval) -> Eval:
         "levels": lambda value: value in LEVELS or not Path(value).is_dir(),
         "mix": lambda value: "=" in value,
     }
+    kinds = {
+        "weights": "files of weights (.safetensors or .pth)",
+        "methods": f"names among {', '.join(METHODS)}",
+        "levels": f"names among {', '.join(LEVELS)}",
+        "mix": "weights of levels such as weak=0.3",
+    }
     photos = options.photos
     for name, fits in takes.items():
         values = getattr(options, name)
         count = next((i for i, value in enumerate(values) if not fits(value)), len(values))
         if count < len(values):
             if count == 0:
-                raise UsageError(f"--{name} {values[0]}: expected another kind of value")
+                raise UsageError(f"--{name}: expected {kinds[name]}, got {values[0]}")
             photos = (*photos, *map(Path, values[count:]))
             options = replace(options, **{name: values[:count]})
     return replace(options, photos=photos)

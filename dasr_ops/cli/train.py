@@ -220,7 +220,7 @@ def _description() -> str:
             "                        of BasicSR's MSRResNet",
             "  --list                print the presets",
             "",
-            "Several GPUs: torchrun --nproc_per_node 4 -m dasr_ops train CONFIG ...",
+            "Several GPUs: torchrun --nproc_per_node 4 -m -- dasr_ops train CONFIG ...",
             "",
             "Exit code: 0 finished, 1 failed, 2 wrong settings and nothing done, 130 after Ctrl-C, "
             "143 terminated.",

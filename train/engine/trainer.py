@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -24,7 +24,9 @@ from .checkpoints import Checkpoints, State
 from .errors import TrainingError
 from .interruption import Interruption, interruption
 from .learner import NONFINITE, Learner
+from .lock import locked
 from .networks import export
+from .numerics import numerics
 from .processes import Processes, explain, processes
 
 EXIT_FAILURE = 1
@@ -46,7 +48,7 @@ def train(config: TrainConfig) -> int:
     """
     try:
         with (
-            _numerics(config),
+            numerics(config.engine),
             processes(config.engine.device) as group,
             interruption() as asked,
         ):
@@ -81,6 +83,7 @@ class Trainer:
         state = self.checkpoints.newest()
         self.start = 0 if state is None else int(state["step"])
         self.saved = None if state is None else self.start
+        self.exported: list[Path] = []
         if not group.agree(self.start):
             raise TrainingError(
                 f"the processes do not see the same checkpoints, this one that of step "
@@ -97,7 +100,7 @@ class Trainer:
             if state is not None:
                 self._resume(state)
             if group.is_main and config.validation.pictures is not None:
-                with _explained("validation"):
+                with _explained("validation"), self._heard():
                     self.validation = Validation(config, group.device)
         except BaseException:
             self.stream.close()
@@ -105,6 +108,13 @@ class Trainer:
 
     def run(self) -> int:
         """Run the loop; returns the exit code."""
+        if not self.group.is_main:
+            return self._run()
+        _prepare_folder(self.config)
+        with locked(self.config.run):
+            return self._run()
+
+    def _run(self) -> int:
         config, total = self.config, self.config.schedule.iterations
         try:
             if self.start >= total:
@@ -112,7 +122,6 @@ class Trainer:
                 # But the networks, if it was killed, or the disk full, behind its last checkpoint.
                 return 0 if self._export(self.start) else EXIT_FAILURE
             if self.group.is_main:
-                _prepare_folder(config)
                 self.log = RunLog(config.run, config.log, start=self.start, total=total)
             if self.start:
                 self._say("; ".join((f"going on from step {self.start}", *self.notes)))
@@ -176,14 +185,24 @@ class Trainer:
                 return self.asked.exit_code
             if last or _due(done, config.validation.every):
                 self._validate(done)
+        self._say(self._ending(total))
         return 0 if complete else EXIT_FAILURE
+
+    def _ending(self, total: int) -> str:
+        files = ", ".join(map(str, self.exported)) or "no networks"
+        if self.saved == total and self.exported:
+            return f"finished at step {total}: {files}"
+        newest = "no checkpoint" if self.saved is None else f"the checkpoint of step {self.saved}"
+        return (
+            f"error: at the end, step {total}, not everything could be written. There are {newest} "
+            f"and, of this step, {files}; with more room the same command goes on"
+        )
 
     def _next(self, batches: Iterator[Batch]) -> list[Batch]:
         known = len(self.stream.skipped)
         try:
-            return [next(batches) for _ in range(self.config.engine.accumulate)]
-        except (RuntimeError, OSError) as error:
-            raise TrainingError(f"data: {error}") from error
+            with _explained("data"):
+                return [next(batches) for _ in range(self.config.engine.accumulate)]
         finally:
             for path, reason in list(self.stream.skipped.items())[known:]:
                 self._warn(f"{path} is left out: {reason}")
@@ -193,8 +212,8 @@ class Trainer:
             return self.learner.gradients(parts, step)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise TrainingError(
-                f"out of memory in step {step}: a lower data.batch_size with engine.accumulate, "
-                "engine.precision = bfloat16 or engine.recompute take less "
+                f"out of memory in step {step + 1}: a lower data.batch_size with "
+                "engine.accumulate, engine.precision = bfloat16 or engine.recompute take less "
                 f"({' '.join(str(error).split())[:200]})"
             ) from error
 
@@ -205,7 +224,7 @@ class Trainer:
     def _validate(self, step: int) -> None:
         if self.validation is not None and self.log is not None:
             restorer = self.learner.average.network
-            with self.log.paused():
+            with self.log.paused(), self._heard():
                 scores = self.validation.run(lambda lr: restorer(lr)[0])
             self.log.validation(step, scores)
         self.group.barrier()
@@ -219,7 +238,9 @@ class Trainer:
     def _save(self, step: int) -> bool:
         """Write a checkpoint and the networks; returns whether all of that worked."""
         with self._paused():
-            return self._checkpoint(step) and self._export(step)
+            # One by one: where a checkpoint finds no room, the smaller networks may.
+            saved, exported = self._checkpoint(step), self._export(step)
+            return saved and exported
 
     def _paused(self) -> contextlib.AbstractContextManager[None]:
         return self.log.paused() if self.log is not None else contextlib.nullcontext()
@@ -250,6 +271,7 @@ class Trainer:
                 self.checkpoints.save(step, state, self.group.rank)
                 return None
             state |= {"config": to_dict(self.config), "learner": self.learner.state_dict()}
+            state["processes"] = self.group.world_size
             self.checkpoints.save(step, state)
             if prune:
                 self.checkpoints.prune(step)
@@ -261,20 +283,22 @@ class Trainer:
         """Write the networks for use; returns whether that worked."""
         if not self.group.is_main:
             return True
-        learner = self.learner
+        learner, self.exported = self.learner, []
         metadata = {"step": str(step), "labels": self.config.degradation.labels}
         try:
-            export(self.config.run, learner.average.network, learner.discriminator, metadata)
+            self.exported = export(
+                self.config.run, learner.average.network, learner.discriminator, metadata
+            )
         except OSError as error:
             self._warn(f"the networks of step {step} were not written: {error}")
             return False
         return True
 
     def _check_settings(self, state: State) -> None:
-        if self.config.checkpoint.allow_changes:
-            return
         changed = changes(state["config"], to_dict(self.config))
-        if changed:
+        if changed and self.config.checkpoint.allow_changes:
+            self.notes += changed
+        elif changed:
             raise TrainingError(
                 f"{self.config.run} holds a run with other settings: {'; '.join(changed)}. Choose "
                 "another folder (--run), or accept the change (--checkpoint.allow-changes)"
@@ -295,6 +319,9 @@ class Trainer:
         part: State | None = state
         if self.group.rank:
             part = self.checkpoints.part(self.start, self.group.rank)
+        before, now = state.get("processes", 1), self.group.world_size
+        if before != now:
+            self.notes.append(f"{now} processes instead of {before}: batches have another size")
         if part is None:
             return  # the run had fewer processes: this one's pool begins empty
         self.stream.load_state_dict(part["stream"])
@@ -320,11 +347,20 @@ class Trainer:
             f"{name} {value / self.group.world_size:g}" for name, value in sums.items()
         )
         message = (
-            f"a loss or gradient is not finite in step {step} ({losses}). The state before it is "
-            f"saved, {where}. A lower optimizer.lr, optimizer.clip_norm = 1, or "
+            f"a loss or gradient is not finite in step {step + 1} ({losses}). The state before "
+            f"it is saved, {where}. A lower optimizer.lr, optimizer.clip_norm = 1, or "
             "engine.precision = bfloat16 or float32 may help (with --checkpoint.allow-changes)"
         )
         raise TrainingError(message)
+
+    @contextlib.contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Put warnings of the block into the log, in one line each."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            yield
+        for warning in caught:
+            self._warn(" ".join(str(warning.message).split()))
 
     def _say(self, text: str) -> None:
         if self.log is not None:
@@ -338,27 +374,6 @@ class Trainer:
 
 
 @contextlib.contextmanager
-def _numerics(config: TrainConfig) -> Iterator[None]:
-    """Set threads and determinism for the run, and put them back."""
-    deterministic = config.engine.deterministic
-    threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    benchmark = torch.backends.cudnn.benchmark
-    if config.engine.threads:
-        torch.set_num_threads(config.engine.threads)
-    if deterministic:
-        # cuBLAS reads this when it is first used.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not deterministic  # patches have one size
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(before)
-        torch.backends.cudnn.benchmark = benchmark
-
-
-@contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
     """Turn what a user can mend into a `TrainingError` that begins with ``what``."""
     try:
@@ -366,7 +381,8 @@ def _explained(what: str) -> Iterator[None]:
     except TrainingError:
         raise
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise TrainingError(f"{what}: {error}") from error
+        text = str(error)  # which may begin with the setting's full name
+        raise TrainingError(text if text.startswith(f"{what}.") else f"{what}: {text}") from error
 
 
 def _open_stream(config: TrainConfig, group: Processes, start: int) -> BatchStream:
@@ -386,7 +402,9 @@ def _prepare_folder(config: TrainConfig) -> None:
         config.run.mkdir(parents=True, exist_ok=True)
         for leftover in config.run.glob(f"{TEMPORARY_PREFIX}*.tmp"):  # of a killed process
             leftover.unlink(missing_ok=True)
-        save_config(config, config.run / "config.yml")
+        # What was accepted once is not accepted for good.
+        checkpoint = replace(config.checkpoint, allow_changes=False)
+        save_config(replace(config, checkpoint=checkpoint), config.run / "config.yml")
 
 
 def _due(step: int, every: int) -> bool:

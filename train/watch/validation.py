@@ -134,9 +134,10 @@ class Validation:
                 continue
             usable.append(name)
         if not usable:
+            first = next(iter(self.skipped))
             raise ValueError(
                 f"none of {len(self._set.names)} pictures can be used; "
-                f"the first: {next(iter(self.skipped.items()))}"
+                f"the first, {first}: {self.skipped[first]}"
             )
         return usable
 
