@@ -305,7 +305,10 @@ def test_usage_errors(tmp_path, networks, capsys, monkeypatch):
         (["set/photos", "--mix", "weak=0"], "--mix: expected weights that are not all 0"),
         (["set/photos", "--scale", "2", *w], "--scale 2: the network magnifies by 4"),
         (["set", "--static", str(networks / "static2.pth"), *w], "one magnification, got [2, 4]"),
-        (["set", "--weights", "set"], "--weights set: expected another kind of value"),
+        (
+            ["set", "--weights", "set"],
+            "--weights: expected files of weights (.safetensors or .pth), got set",
+        ),
         (["set", "--weights", "none.pth"], "--weights: "),
         (["set", "--static", "none.pth"], "--static: "),
         (["set", "--device", "abacus"], "--device abacus: "),
