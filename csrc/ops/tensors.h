@@ -99,14 +99,9 @@ inline Tensor empty_like_device(const Tensor& like, const std::vector<int64_t>& 
   return Tensor(result);
 }
 
-// The memory of a dense tensor with another shape. (torch::stable::view looks an operator up.)
+// A contiguous tensor with another shape.
 inline Tensor reshaped(const Tensor& tensor, const std::vector<int64_t>& size) {
-  const std::vector<int64_t> strides = dense_strides(size, false);
-  AtenTensorHandle result = nullptr;
-  check_status(aoti_torch__reinterpret_tensor(tensor.get(), static_cast<int64_t>(size.size()),
-                                              size.data(), strides.data(), 0, &result),
-               "aoti_torch__reinterpret_tensor");
-  return Tensor(result);
+  return torch::stable::view(tensor, size);
 }
 
 inline Tensor zeros_like_device(const Tensor& like, const std::vector<int64_t>& size,
