@@ -290,8 +290,11 @@ def test_accepted_changes_are_named_and_not_accepted_for_good(tmp_path, capsys):
 def test_a_folder_belongs_to_one_run_at_a_time(tmp_path, capsys):
     config = tiny(tmp_path, schedule__iterations=2)
     config.run.mkdir()
+    theirs = config.run / ".dasr-ops-0123.tmp"
+    theirs.write_bytes(b"what the other run is writing")
     with locked(config.run):
         assert train(config) == 1
+    assert theirs.exists() and not (config.run / "config.yml").exists()
     assert "is in use by another training run" in capsys.readouterr().err
     assert train(config) == 0
 

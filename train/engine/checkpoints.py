@@ -116,7 +116,7 @@ def read(path: Path) -> State:
     except OSError:
         raise
     except Exception as error:  # zipfile, zlib and pickle raise what they like on damaged files
-        raise ValueError(f"damaged ({one_line(error) or type(error).__name__})") from error
+        raise ValueError(f"damaged ({one_line(error)})") from error
     if broken is not None:
         raise ValueError(f"damaged ({broken} does not match its checksum)")
     if not isinstance(state, dict) or state.get("format") != FORMAT:

@@ -23,15 +23,19 @@ def locked(folder: Path) -> Iterator[None]:
     Where files cannot be locked (Windows, some network shares) nothing is held.
 
     Args:
-        folder: exists and can be written to.
+        folder: exists.
 
     Raises:
-        TrainingError: another process holds it.
+        TrainingError: another process holds it, or it cannot be written to.
     """
     if fcntl is None:
         yield
         return
-    with open(folder / NAME, "w") as file:
+    try:
+        (folder / NAME).touch()
+    except OSError as error:
+        raise TrainingError(f"run: {error}") from error
+    with open(folder / NAME) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -19,6 +19,7 @@ from dasr_ops.models import (
     read_state_dict,
     save_dasr,
 )
+from dasr_ops.models._messages import one_line
 from dasr_ops.models._tensor_files import write_pth
 
 from ..config import TrainConfig
@@ -154,8 +155,8 @@ def build_discriminator(config: TrainConfig) -> UNetDiscriminatorSN | None:
     except (CheckpointError, OSError) as error:
         raise TrainingError(f"start.discriminator: {error}") from error
     except RuntimeError as error:
-        details = " ".join(str(error).split())[:300]
-        raise TrainingError(f"start.discriminator: {path} does not fit: {details}") from error
+        reason = one_line(error, 300)
+        raise TrainingError(f"start.discriminator: {path} does not fit: {reason}") from error
     return network
 
 

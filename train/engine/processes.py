@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dasr_ops.models._messages import one_line
+
 from .errors import TrainingError
 
 _TIMEOUT = timedelta(hours=2)  # the others wait while the first process validates
@@ -144,8 +146,7 @@ def explain(error: Exception) -> Exception:
 
 
 def _ended(error: RuntimeError) -> TrainingError:
-    details = " ".join(str(error).split())[:120]
-    return TrainingError(f"another process of the run has ended: {details}")
+    return TrainingError(f"another process of the run has ended: {one_line(error, 120)}")
 
 
 def _leave_at_once() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from dasr_ops.models._messages import one_line
 from dasr_ops.models.files import TEMPORARY_PREFIX, atomic_path
 
 from ..batch import Batch
@@ -110,8 +111,11 @@ class Trainer:
         """Run the loop; returns the exit code."""
         if not self.group.is_main:
             return self._run()
-        _prepare_folder(self.config)
+        with _explained("run"):
+            self.config.run.mkdir(parents=True, exist_ok=True)
+        # Before anything in it is touched: it may be another run's.
         with locked(self.config.run):
+            _prepare_folder(self.config)
             return self._run()
 
     def _run(self) -> int:
@@ -214,7 +218,7 @@ class Trainer:
             raise TrainingError(
                 f"out of memory in step {step + 1}: a lower data.batch_size with "
                 "engine.accumulate, engine.precision = bfloat16 or engine.recompute take less "
-                f"({' '.join(str(error).split())[:200]})"
+                f"({one_line(error)})"
             ) from error
 
     def _shown(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -311,10 +315,9 @@ class Trainer:
         try:
             self.learner.load_state_dict(state["learner"], optimizers=former == name)
         except (KeyError, RuntimeError, ValueError) as error:
-            details = " ".join(str(error).split())[:300]
             raise TrainingError(
                 f"{self.config.run}: the checkpoint of step {self.start} does not fit the "
-                f"settings: {details}"
+                f"settings: {one_line(error, 300)}"
             ) from error
         part: State | None = state
         if self.group.rank:
@@ -399,7 +402,6 @@ def _open_stream(config: TrainConfig, group: Processes, start: int) -> BatchStre
 
 def _prepare_folder(config: TrainConfig) -> None:
     with _explained("run"):
-        config.run.mkdir(parents=True, exist_ok=True)
         for leftover in config.run.glob(f"{TEMPORARY_PREFIX}*.tmp"):  # of a killed process
             leftover.unlink(missing_ok=True)
         # What was accepted once is not accepted for good.
