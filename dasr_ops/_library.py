@@ -114,7 +114,10 @@ class Library:
         self, weight: Tensor, routing_weights: Tensor, dtype: torch.dtype
     ) -> Tensor:
         """Call the operator; see `dasr_ops.aggregate_experts`."""
-        return self.ops.aggregate_experts(weight, routing_weights, dtype)
+        op = self.ops.aggregate_experts.default
+        if is_recorded() or _is_differentiated((weight, routing_weights)):
+            return op(weight, routing_weights, dtype)
+        return below_autograd(op, weight, routing_weights, dtype)
 
     def aggregate_experts_stack(
         self, weights: Sequence[Tensor], routing_weights: Tensor, dtype: torch.dtype

@@ -11,15 +11,20 @@
 namespace dasr {
 namespace {
 
-// Of fewer products than this a thread is done before another would have begun.
-constexpr int64_t kFewProducts = 1 << 16;
+// About 10 us of work: a thread is done with less before another would have begun.
+constexpr int64_t kLittleWork = 1 << 18;
+constexpr int64_t kPackingWork = 8;  // of an element of a kernel, beside its mixing
+
+int64_t work_of(const cpu::ConvParams& p) {
+  const int64_t kernel = p.out_channels * (p.in_channels / p.groups) * p.y.kernel * p.x.kernel;
+  return p.batch * kernel * (p.experts + kPackingWork + p.y.output() * p.x.output());
+}
 
 cpu::ThreadPool thread_pool(const cpu::ConvParams& p) {
   const char* error = cpu::isa_choice().error;
   STD_TORCH_CHECK(error == nullptr, "dasr_ops: ", error, ", got ", std::getenv("DASR_OPS_CPU_ISA"));
   cpu::ThreadPool pool;
-  const int64_t kernel = p.out_channels * (p.in_channels / p.groups) * p.y.kernel * p.x.kernel;
-  if (p.batch * kernel * (p.experts + p.y.output() * p.x.output()) < kFewProducts) return pool;
+  if (work_of(p) < kLittleWork) return pool;
   pool.num_threads = static_cast<int>(torch::stable::get_num_threads());
   pool.parallel_for = [](int64_t begin, int64_t end, int64_t grain,
                          void (*fn)(int64_t, int64_t, void*), void* ctx) {
