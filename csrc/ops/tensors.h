@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -107,7 +108,11 @@ inline Tensor reshaped(const Tensor& tensor, const std::vector<int64_t>& size) {
 inline Tensor zeros_like_device(const Tensor& like, const std::vector<int64_t>& size,
                                 ScalarType type, bool channels_last = false) {
   Tensor result = empty_like_device(like, size, type, channels_last);
-  torch::stable::zero_(result);
+  if (result.is_cpu()) {
+    std::memset(result.mutable_data_ptr(), 0, result.numel() * result.element_size());
+  } else {
+    torch::stable::zero_(result);
+  }
   return result;
 }
 

@@ -27,6 +27,8 @@ struct KernelBank {
 };
 
 constexpr int64_t kTransposedUnit = 16;
+// Up to so many taps, all of them are mixed in vectors in less time than a few one by one.
+constexpr int64_t kTapsOfARow = 32;
 
 // The taps of one kernel for kLanes channels that follow each other.
 struct Taps {
@@ -158,7 +160,15 @@ static void pack_transposed(const KernelBank& bank, int64_t b, int64_t first, in
   float* taps = scratch + round_up(bank.row(), kAlign);
   fill_zero(taps, bank.taps * ld);
   for (int64_t o = first; o < last; ++o) {
-    if (bank.wanted != nullptr) {
+    if (bank.wanted != nullptr && bank.taps <= kTapsOfARow) {
+      const float* row = aggregate_kernel(bank, b, o, begin * bank.taps, count * bank.taps, rows);
+      for (int64_t i = 0; i < bank.num_wanted; ++i) {
+        const int64_t t = bank.wanted[i];
+        for (int64_t c = 0; c < count; ++c) {
+          taps[t * ld + c] = row[c * bank.taps + t];
+        }
+      }
+    } else if (bank.wanted != nullptr) {
       for (int64_t i = 0; i < bank.num_wanted; ++i) {
         const int64_t t = bank.wanted[i];
         for (int64_t c = 0; c < count; ++c) {
