@@ -159,11 +159,10 @@ def test_nothing_missing(ready):
         ("start", {"weights": (Path("no.pth"),)}, "start.weights: no.pth does not exist"),
         ("start", {"discriminator": Path("no.pth")}, "start.discriminator: no.pth does not exist"),
         ("validation", {"pictures": Path("no")}, "validation.pictures: no does not exist"),
-        ("optimizer", {"name": "adamw"}, "optimizer.name: torch.optim has no optimiser adamw; did "
-         "you mean AdamW?"),
-        ("optimizer", {"name": "Optimizer"}, "optimizer.name: torch.optim has no optimiser"),
-        ("optimizer", {"name": "lr_scheduler"}, "optimizer.name: torch.optim has no optimiser"),
-        ("optimizer", {"name": "Lion!"}, "optimizer.name: torch.optim has no optimiser Lion!; the"),
+        ("optimizer", {"name": "adamw"}, "optimizer.name: expected one of torch.optim, got adamw; "
+         "did you mean AdamW?"),
+        *(("optimizer", {"name": name}, f"optimizer.name: expected one of torch.optim, got {name}; ")
+          for name in ("Optimizer", "lr_scheduler", "LBFGS", "Lion!")),
         (None, {"run": Path("d.pth")}, "run: d.pth is a file, not a folder"),
         (None, {"run": Path("d.pth/a/b")}, "run: d.pth is a file, not a folder"),
     ],

@@ -6,8 +6,6 @@ import difflib
 import os
 from collections.abc import Iterator
 
-import torch
-
 from dasr_ops.models.checkpoint import CheckpointError
 
 from .config import TrainConfig
@@ -73,21 +71,16 @@ def _perceptual(config: TrainConfig) -> Iterator[str]:
 
 
 def _optimizer(config: TrainConfig) -> Iterator[str]:
-    name = config.optimizer.name
-    found = getattr(torch.optim, name, None)
-    base = torch.optim.Optimizer
-    if isinstance(found, type) and issubclass(found, base) and found is not base:
+    from .engine.optimizers import optimizer_names
+
+    name, known = config.optimizer.name, optimizer_names()
+    if name in known:
         return
-    known = [
-        name
-        for name, value in vars(torch.optim).items()
-        if isinstance(value, type) and issubclass(value, base) and value is not base
-    ]
     close = [n for n in known if n.lower() == name.lower()] or difflib.get_close_matches(
         name, known
     )
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
-    yield f"optimizer.name: torch.optim has no optimiser {name}; {hint}"
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+    yield f"optimizer.name: expected one of torch.optim, got {name}; {hint}"
 
 
 def _run(config: TrainConfig) -> Iterator[str]:

@@ -13,6 +13,11 @@ from ..config import OptimizerConfig
 from .errors import TrainingError
 
 
+def optimizer_names() -> list[str]:
+    """Return the names of torch.optim's optimisers that training can use."""
+    return sorted(name for name, value in vars(torch.optim).items() if _usable(value))
+
+
 def build_optimizer(
     config: OptimizerConfig, parameters: Iterable[nn.Parameter], lr: float
 ) -> torch.optim.Optimizer:
@@ -21,12 +26,12 @@ def build_optimizer(
     Raises:
         TrainingError: there is no such optimiser, or it refuses an option.
     """
-    found = getattr(torch.optim, config.name, None)
-    if not _usable(found):
-        names = sorted(name for name, value in vars(torch.optim).items() if _usable(value))
+    names = optimizer_names()
+    if config.name not in names:
         raise TrainingError(
             f"optimizer.name: expected one of {', '.join(names)}, got {config.name!r}"
         )
+    found = getattr(torch.optim, config.name)
     accepted = inspect.signature(found).parameters
     options = {name: _number(value) for name, value in config.options.items()}
     for name in options:
