@@ -161,8 +161,8 @@ def test_nothing_missing(ready):
         ("validation", {"pictures": Path("no")}, "validation.pictures: no does not exist"),
         ("optimizer", {"name": "adamw"}, "optimizer.name: expected one of torch.optim, got adamw; "
          "did you mean AdamW?"),
-        *(("optimizer", {"name": name}, f"optimizer.name: expected one of torch.optim, got {name}; ")
-          for name in ("Optimizer", "lr_scheduler", "LBFGS", "Lion!")),
+        *(("optimizer", {"name": n}, f"optimizer.name: expected one of torch.optim, got {n}; there")
+          for n in ("Optimizer", "lr_scheduler", "LBFGS", "Lion!")),
         (None, {"run": Path("d.pth")}, "run: d.pth is a file, not a folder"),
         (None, {"run": Path("d.pth/a/b")}, "run: d.pth is a file, not a folder"),
     ],
