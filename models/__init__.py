@@ -5,12 +5,14 @@ from __future__ import annotations
 from .checkpoint import (
     CheckpointError,
     convert,
+    label_scheme_of,
     load_dasr,
     load_srresnet,
     read_metadata,
     read_state_dict,
     save_dasr,
 )
+from .controls import Controls, DegradationError, describe_prediction, load_degradation
 from .dasr import DASR
 from .discriminator import UNetDiscriminatorSN
 from .generator import MSRResNetDynamic, SRResNet
@@ -20,6 +22,8 @@ from .upscale import Upscaler
 __all__ = [
     "DASR",
     "CheckpointError",
+    "Controls",
+    "DegradationError",
     "Degradation_Predictor",
     "MSRResNetDynamic",
     "Prediction",
@@ -27,7 +31,10 @@ __all__ = [
     "UNetDiscriminatorSN",
     "Upscaler",
     "convert",
+    "describe_prediction",
+    "label_scheme_of",
     "load_dasr",
+    "load_degradation",
     "load_srresnet",
     "read_metadata",
     "read_state_dict",

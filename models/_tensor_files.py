@@ -17,6 +17,9 @@ from .files import atomic_path
 PTH_SUFFIXES = (".pth", ".pt", ".ckpt")
 """File names that are read and written by torch.load and torch.save."""
 
+LABELS_KEY = "labels"
+"""Key of the metadata, and of ``.pth`` files, under which the scheme of labels stands."""
+
 StrPath = str | os.PathLike[str]
 _NESTED = ("params_ema", "params")
 
@@ -68,8 +71,14 @@ def read_state_dict(path: StrPath) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, of another kind, or broken.
     """
+    return read_labelled(path)[0]
+
+
+def read_labelled(path: StrPath) -> tuple[dict[str, Tensor], str | None]:
+    """Read the tensors of a file as `read_state_dict` does, and its scheme of labels, if named."""
     path = Path(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
+    scheme = _labels(path, content)
     for key in _NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -90,7 +99,7 @@ def read_state_dict(path: StrPath) -> dict[str, Tensor]:
             )
         dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
         state[name.removeprefix("module.")] = tensor.to(dtype, copy=True)
-    return state
+    return state, scheme
 
 
 def read_metadata(path: StrPath) -> dict[str, str]:
@@ -106,6 +115,23 @@ def read_metadata(path: StrPath) -> dict[str, str]:
             return dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {one_line(error)}") from None
+
+
+def read_labels(path: StrPath) -> str | None:
+    """Return the scheme of labels that a file names; None where it names none.
+
+    Raises:
+        CheckpointError: the file is missing or broken.
+    """
+    path = Path(path)
+    return _labels(path, None if path.suffix == ".safetensors" else _read_pth(path))
+
+
+def _labels(path: Path, content: Any) -> str | None:
+    if path.suffix == ".safetensors":
+        content = read_metadata(path)
+    scheme = content.get(LABELS_KEY) if isinstance(content, Mapping) else None
+    return scheme if isinstance(scheme, str) else None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -3,6 +3,10 @@
 The ``.safetensors`` file holds ``net_g.*`` and ``net_p.*`` and, as metadata, the constructor
 arguments of both networks in JSON. Everything needed to build the networks is read off the shapes,
 so the metadata informs and is checked, but is not required.
+
+Under "labels" both kinds of file name the scheme of labels, which tells what the entries of v mean.
+Without it a ``.safetensors`` file is taken for one of scheme "unified", and ``.pth`` files for the
+released ones, of scheme "official".
 """
 
 from __future__ import annotations
@@ -19,9 +23,12 @@ from torch import Tensor, nn
 
 from ._messages import one_line
 from ._tensor_files import (
+    LABELS_KEY,
     PTH_SUFFIXES,
     CheckpointError,
     StrPath,
+    read_labelled,
+    read_labels,
     read_metadata,
     read_state_dict,
     write_pth,
@@ -46,7 +53,7 @@ def load_dasr(*paths: StrPath) -> DASR:
             Sizes of the networks are read off the shapes.
 
     Returns:
-        The networks in float32 on the CPU.
+        The networks in float32 on the CPU, with the scheme of labels that the files name.
 
     Raises:
         TypeError: neither one nor two paths are given.
@@ -56,19 +63,35 @@ def load_dasr(*paths: StrPath) -> DASR:
     if len(paths) not in (1, 2):
         raise TypeError(f"load_dasr: paths: expected one or two files, got {len(paths)}")
     label = " + ".join(os.fspath(path) for path in paths)
-    if len(paths) == 1:
-        states = _split(label, read_state_dict(paths[0]))
-    else:
-        states = _pair(label, [read_state_dict(path) for path in paths])
+    files = [read_labelled(path) for path in paths]
+    found = [state for state, _ in files]
+    states = _split(label, found[0]) if len(found) == 1 else _pair(label, found)
+    scheme = _scheme(paths, [scheme for _, scheme in files])
     net_g = _build(label, MSRResNetDynamic, _generator_config(label, states["net_g"]), states)
     net_p = _build(label, Degradation_Predictor, _predictor_config(label, states["net_p"]), states)
     try:
-        model = DASR(net_g, net_p)
+        model = DASR(net_g, net_p, scheme)
     except ValueError as error:
         raise CheckpointError(f"{label}: {one_line(error)}") from None
     if len(paths) == 1 and Path(paths[0]).suffix == ".safetensors":
         _check_metadata(label, model, read_metadata(paths[0]))
     return model
+
+
+def label_scheme_of(*paths: StrPath) -> str:
+    """Return what the entries of v mean to the network of some files.
+
+    Args:
+        *paths: as for `load_dasr`.
+
+    Returns:
+        What the files say; else "unified" for ``.safetensors``, which the official code does not
+        have, and "official" for ``.pth``. A name that is not known here is returned as it is.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or two files say different things.
+    """
+    return _scheme(paths, [read_labels(path) for path in paths])
 
 
 def load_srresnet(path: StrPath) -> SRResNet:
@@ -102,7 +125,8 @@ def save_dasr(
         *paths: one ``.safetensors`` file, or the ``.pth`` files of G and of P, in this order, which
             the official code reads.
         half: store float16, which takes half the space and is read back as float32.
-        metadata: more entries for the ``.safetensors`` file.
+        metadata: more entries for the ``.safetensors`` file. "labels" among them wins over the
+            scheme of ``model``.
         overwrite: whether existing files are replaced.
 
     Raises:
@@ -129,13 +153,15 @@ def save_dasr(
                 raise FileExistsError(f"{file} exists")
     state = {name: _stored(name, t, half) for name, t in model.state_dict().items()}
     if single:
-        entries = {**(metadata or {}), "format": "pt", METADATA_KEY: json.dumps(model.config)}
+        entries = {LABELS_KEY: model.label_scheme, **(metadata or {}), "format": "pt"}
+        entries[METADATA_KEY] = json.dumps(model.config)
         write_safetensors(state, files[0], entries, replace=overwrite)
         return
     for file, prefix in zip(files, ("net_g.", "net_p."), strict=True):
         part = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
         # Tensors are stored once; readers ask for the one key or the other.
-        write_pth({"params": part, "params_ema": part}, file, replace=overwrite)
+        content = {"params": part, "params_ema": part, LABELS_KEY: model.label_scheme}
+        write_pth(content, file, replace=overwrite)
 
 
 def convert(
@@ -172,6 +198,17 @@ def convert(
         metadata = read_metadata(sources[0])
     save_dasr(model, *destinations, half=half, metadata=metadata, overwrite=overwrite)
     return model
+
+
+def _scheme(paths: Sequence[StrPath], named: Sequence[str | None]) -> str:
+    found = {scheme for scheme in named if scheme is not None}
+    if len(found) > 1:
+        label = " + ".join(os.fspath(path) for path in paths)
+        raise CheckpointError(f"{label}: different schemes of labels: {', '.join(sorted(found))}")
+    if found:
+        return found.pop()
+    ours = all(Path(path).suffix == ".safetensors" for path in paths)
+    return "unified" if ours else "official"
 
 
 def _split(label: str, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

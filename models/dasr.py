@@ -17,10 +17,13 @@ class DASR(nn.Module):
     Args:
         net_g: G; the official one by default.
         net_p: P; the official one for the experts of ``net_g`` by default.
+        label_scheme: what the entries of v mean, a name of `dasr_ops.train.degradations.SCHEMES`:
+            "unified", or "official", that of the released weights.
 
     Attributes:
         net_g: G.
         net_p: P.
+        label_scheme: as above; checkpoints keep it, state dicts do not.
 
     Raises:
         TypeError: an argument is not the network expected.
@@ -31,8 +34,11 @@ class DASR(nn.Module):
         self,
         net_g: MSRResNetDynamic | None = None,
         net_p: Degradation_Predictor | None = None,
+        label_scheme: str = "unified",
     ) -> None:
         super().__init__()
+        if not isinstance(label_scheme, str):
+            raise TypeError(f"DASR: label_scheme: expected a str, got {label_scheme!r}")
         net_g = MSRResNetDynamic() if net_g is None else net_g
         if not isinstance(net_g, MSRResNetDynamic):
             raise TypeError(
@@ -53,6 +59,7 @@ class DASR(nn.Module):
                 )
         self.net_g = net_g
         self.net_p = net_p
+        self.label_scheme = label_scheme
 
     @classmethod
     def from_config(cls, config: dict[str, dict[str, Any]]) -> DASR:

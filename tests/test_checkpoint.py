@@ -20,6 +20,7 @@ from dasr_ops.models import (
     MSRResNetDynamic,
     SRResNet,
     convert,
+    label_scheme_of,
     load_dasr,
     load_srresnet,
     read_metadata,
@@ -145,6 +146,42 @@ def test_convert_keeps_metadata_and_sources(model, tmp_path):
     convert([first], [second], overwrite=True)
     assert read_metadata(second) == read_metadata(first)
     _assert_same(model, load_dasr(second))
+
+
+def test_the_scheme_of_labels_is_kept(model, tmp_path):
+    other = DASR(model.net_g, model.net_p, "official")
+    one, pair = tmp_path / "one.safetensors", [tmp_path / "g.pth", tmp_path / "p.pth"]
+    for network in (model, other):
+        save_dasr(network, one)
+        save_dasr(network, *pair)
+        assert read_metadata(one)["labels"] == network.label_scheme
+        for files in ([one], pair, pair[::-1]):
+            assert label_scheme_of(*files) == network.label_scheme
+            assert load_dasr(*files).label_scheme == network.label_scheme
+    save_dasr(model, one, metadata={"labels": "official"})
+    assert load_dasr(one).label_scheme == "official"
+    convert([one], [tmp_path / "two.safetensors"])
+    assert load_dasr(tmp_path / "two.safetensors").label_scheme == "official"
+    save_dasr(model, pair[0], tmp_path / "p2.pth")
+    with pytest.raises(CheckpointError, match="different schemes of labels: official, unified"):
+        load_dasr(tmp_path / "g.pth", tmp_path / "p.pth")
+
+
+def test_files_that_do_not_say_their_scheme_of_labels(model, tmp_path):
+    """Ours before they said it, and the released ones."""
+    old = tmp_path / "old.safetensors"
+    save_file(model.state_dict(), old)
+    assert load_dasr(old).label_scheme == label_scheme_of(old) == "unified"
+    pair = [tmp_path / "g.pth", tmp_path / "p.pth"]
+    torch.save({"params_ema": model.net_g.state_dict()}, pair[0])
+    torch.save(model.net_p.state_dict(), pair[1])
+    assert load_dasr(*pair).label_scheme == label_scheme_of(*pair) == "official"
+    convert(pair, [tmp_path / "one.safetensors"])
+    assert load_dasr(tmp_path / "one.safetensors").label_scheme == "official"
+    with pytest.raises(CheckpointError, match="no such file"):
+        label_scheme_of(tmp_path / "none.pth")
+    with pytest.raises(TypeError, match="label_scheme: expected a str, got None"):
+        DASR(model.net_g, model.net_p, None)
 
 
 def test_static_network_loads(tmp_path):

@@ -5,6 +5,7 @@ from .labels import LAYOUT, NUM_LABELS, SCHEMES, Decoded, DecodedStage, decode, 
 from .levels import LEVELS, NO_JPEG, TRAINING_MIX, Level, Sinc, Stage
 from .params import DegradationParams, StageParams
 from .pipeline import apply, degrade
+from .readable import Readable, describe_prediction
 from .resize import RESIZE_MODES
 from .sampler import sample, sample_seeds
 from .sharpen import usm_sharpen
@@ -21,6 +22,7 @@ __all__ = [
     "DecodedStage",
     "DegradationParams",
     "Level",
+    "Readable",
     "Sinc",
     "Stage",
     "StageParams",
@@ -28,6 +30,7 @@ __all__ = [
     "decode",
     "degrade",
     "describe",
+    "describe_prediction",
     "labels",
     "sample",
     "sample_seeds",

@@ -64,7 +64,8 @@ def decode(
     """Turn label vectors, true or predicted, into readable quantities.
 
     Predictions are clamped to the ranges; sizes go to the nearest odd number, quality to the
-    nearest whole one, flags and kinds are decided at 0.5 and modes by the largest entry.
+    nearest whole one, flags are decided at 0.5. A kind (of noise, of order) is the larger of its
+    two entries where these sum to 0.5 or more, a mode the largest of its entries.
 
     Args:
         v: float [B, 33].

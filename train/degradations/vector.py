@@ -82,16 +82,21 @@ def argmax(values: list[float]) -> int:
     return max(range(len(values)), key=values.__getitem__)
 
 
+def _present(flags: list[float]) -> bool:
+    # A prediction may be sure that one of them holds and unsure which.
+    return sum(min(max(flag, 0.0), 1.0) for flag in flags) >= 0.5
+
+
 def decode_order(values: list[float]) -> str | None:
-    """Read entries 28 and 29."""
-    if max(values) < 0.5:
+    """Read entries 28 and 29; None: no second stage."""
+    if not _present(values):
         return None
     return ("sinc_then_jpeg", "jpeg_then_sinc")[argmax(values)]
 
 
 def decode_noise_kind(values: list[float]) -> str | None:
     """Read is-gaussian and is-poisson."""
-    return None if max(values) < 0.5 else ("gaussian", "poisson")[argmax(values)]
+    return ("gaussian", "poisson")[argmax(values)] if _present(values) else None
 
 
 def decode_mode(values: list[float]) -> str | None:

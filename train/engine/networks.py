@@ -86,6 +86,7 @@ def _fresh(config: TrainConfig) -> DASR | MSRResNetDynamic:
     return DASR(
         MSRResNetDynamic(num_models=sizes.num_models, **body),
         Degradation_Predictor(nf=sizes.predictor_feat, num_networks=sizes.num_models),
+        config.degradation.labels,
     )
 
 
