@@ -25,7 +25,7 @@ _BLUR, _RESIZE, _NOISE, _JPEG, _OTHER = "#0072B2", "#009E73", "#E69F00", "#CC79A
 _EXPERTS = "#D55E00"
 _MODES = ("area", "bilinear", "bicubic")
 # Inches: the picture, and in each of three columns names, bars, readings.
-_PICTURE, _NAMES, _BARS, _READINGS, _GAP = 2.5, 0.95, 1.45, 0.65, 0.3
+_PICTURE, _NAMES, _BARS, _READINGS, _GAP = 2.8, 0.95, 1.45, 0.65, 0.3
 _BAR, _HEADING, _BETWEEN, _TOP, _BOTTOM = 0.165, 0.3, 0.3, 0.5, 0.4
 _COLUMN = _NAMES + _BARS + _READINGS
 _WIDTH = 2 * MARGIN + _PICTURE + 3 * (_GAP + _COLUMN)
@@ -156,7 +156,7 @@ def _row(page: Figure, found: Found, scheme: str, top: float) -> None:
 
 def _picture(page: Figure, found: Found, top: float) -> None:
     height, width = found.thumbnail.shape[:2]
-    scale = min(_PICTURE / width, 1.55 / height)
+    scale = min(_PICTURE / width, 1.45 / height)
     axes = add_axes(page, MARGIN, top - height * scale, width * scale, height * scale)
     grey = {"cmap": "gray", "vmin": 0, "vmax": 255} if found.thumbnail.ndim == 2 else {}
     axes.imshow(found.thumbnail, aspect="auto", interpolation="antialiased", **grey)
@@ -176,7 +176,7 @@ def _picture(page: Figure, found: Found, top: float) -> None:
     for text, style in lines:
         y -= 0.155
         place = (MARGIN / _WIDTH, y / page.get_figheight())
-        style = {"fontsize": 8, "parse_math": False, **style}
+        style = {"fontsize": 7.5, "parse_math": False, **style}
         fit(page.text(*place, text.encode("utf-8", "replace").decode(), **style), _PICTURE)
 
 

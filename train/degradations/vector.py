@@ -62,7 +62,7 @@ def second_stage_belief(v: torch.Tensor, scheme: str = "unified") -> torch.Tenso
 
     In true labels the entries "sinc then JPEG" and "JPEG then sinc" sum to 1 or 0, which is the
     result. A predictor trained by L1 says the median of each, 0 for both where it cannot tell them
-    apart. So the other entries of that stage count as well: twice the mean distance of kernel size,
+    apart. So other entries of that stage count as well: 2.5 times the mean distance of kernel size,
     sigmas, noise level and quality from their values without a second stage, if that is more.
 
     Args:
@@ -75,7 +75,7 @@ def second_stage_belief(v: torch.Tensor, scheme: str = "unified") -> torch.Tenso
     order = v[:, [LAYOUT.index(name) for name in _ORDER]].clamp(0, 1).sum(1)
     entries = v[:, [LAYOUT.index(name) for name in _SECOND]].clamp(0, 1)
     distance = (entries - entries.new_tensor(_ABSENT[scheme])).abs().mean(1)
-    return torch.maximum(order, 2 * distance).clamp(max=1)
+    return torch.maximum(order, 2.5 * distance).clamp(max=1)
 
 
 Ends = tuple[float, float]
