@@ -22,8 +22,9 @@ it can: noise of the kind predicted at the lower end of its range, a first blur 
 a quality at the upper end. At +1 its entries stand at the ends of ranges, which differ by level.
 
 * **A second round** of degradation is not invented: towards +1 its entries move in proportion to
-  the belief of v that there is one (the sum of "sinc then JPEG" and "JPEG then sinc", within 0..1).
-  In scheme "official", where an absent round is all zeros, so they do towards -1.
+  the belief of v that there is one (0..1, `second_stage_belief` in
+  `dasr_ops.train.degradations.vector`). In scheme "official", where an absent round is all zeros,
+  so they do towards -1.
 * **Predictions beyond an end** (v may lie outside of 0..1, or above what training draws) stay where
   they are when the control points that way: more of a control never means less.
 * Everything is continuous and monotone in the control, and 0 changes no bit.
@@ -117,7 +118,7 @@ class Controls:
             TypeError: ``v`` is not a floating-point tensor.
             ValueError: its shape is another.
         """
-        from dasr_ops.train.degradations.vector import LAYOUT, NUM_LABELS
+        from dasr_ops.train.degradations.vector import NUM_LABELS, second_stage_belief
 
         if not isinstance(v, Tensor):
             raise TypeError(f"Controls: v: expected a Tensor, got {type(v).__name__}")
@@ -127,8 +128,7 @@ class Controls:
             raise ValueError(f"Controls: v: expected [B, {NUM_LABELS}], got {list(v.shape)}")
         result = v.clone()
         exact = v.double() if v.dtype == torch.float64 else v.float()
-        first = LAYOUT.index("sinc_then_jpeg")
-        two = exact[:, first : first + 2].clamp(0, 1).sum(1, keepdim=True).clamp(max=1)
+        two = second_stage_belief(exact, self.scheme).unsqueeze(1)
         for axis in AXES:
             amount = getattr(self, axis)
             if amount == 0:

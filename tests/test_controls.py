@@ -188,11 +188,11 @@ def test_predictions_beyond_the_ends_stay():
 
 
 def test_a_second_round_counts_as_much_as_it_is_believed_in():
-    v = drawn("weak", 4)
-    v[:, 28] = torch.tensor([-0.2, 0.0, 0.25, 1.3])
-    v[:, 29] = torch.tensor([0.0, 0.0, 0.25, 0.4])
+    v = drawn("weak", 5)
+    v[:, 28] = torch.tensor([-0.2, 0.0, 0.25, 1.3, 0.0])
+    v[:, 29] = torch.tensor([0.0, 0.0, 0.25, 0.4, 0.0])
     most = Controls(1, 1, 1)(v)
-    share = torch.tensor([0, 0, 0.5, 1])
+    share = torch.tensor([0, 0, 0.5, 1, 0])
     torch.testing.assert_close(column(most, "noise2_level"), share * 25 / 30)
     torch.testing.assert_close(column(most, "kernel2_sigma_y"), share * 0.5)
     torch.testing.assert_close(column(most, "jpeg2_quality"), 1 - share)

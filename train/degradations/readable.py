@@ -11,11 +11,17 @@ import torch
 
 from .labels import decode
 from .noise import POISSON_LEVELS
-from .vector import Decoded, DecodedStage, decode_order
+from .vector import LAYOUT, Decoded, DecodedStage, second_stage_belief
 
 _KINDS = {"gaussian": "Gaussian", "poisson": "shot noise"}
-_STEPS = {"sinc_then_jpeg": "sinc filter, then JPEG", "jpeg_then_sinc": "JPEG, then sinc filter"}
-_BEST_QUALITY = 95  # the best that is told from an uncompressed picture
+_STEPS = {
+    "sinc_then_jpeg": "sinc filter, then JPEG",
+    "jpeg_then_sinc": "JPEG, then sinc filter",
+    None: "order unclear",
+}
+_UNCLEAR = "kind unclear"
+_BEST = 95  # the best quality that training draws; 100 stands for "not compressed"
+_SCALE_TOLERANCE = 0.2  # of predictions, about 1
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,11 @@ def describe_prediction(
     """Say in readable quantities what degradation vectors say, true ones or predictions.
 
     Numbers are rounded to what a prediction can mean: sigma to 0.1 pixels, noise to whole 8-bit
-    steps, qualities of the summary to steps of 5. Flags and kinds are decided as in `decode`; steps
-    of a second round count only where the vector says that there is one.
+    steps, qualities of the summary to steps of 5. Flags and kinds are decided as in `decode`. But
+    P, trained by L1, says the median of an entry, which for a one-hot of things that it cannot tell
+    apart is 0 everywhere. So noise of a level without a kind is noise "of unclear kind" (its level
+    read as Gaussian; shot noise of that level is nearly as strong), a scale without a mode is a
+    resize, and a second round counts from a `second_stage_belief` of 0.5 on.
 
     Args:
         v: float [B, 33].
@@ -86,36 +95,109 @@ def describe_prediction(
     Raises:
         TypeError, ValueError: as `decode`.
     """
-    if scheme != "official":
-        return [_readable(decoded, None) for decoded in decode(v, scheme)]
+    decode(v, scheme, "severe")  # complains about bad vectors and schemes
     if level is not None:
-        return [_readable(decoded, level) for decoded in decode(v, scheme, level)]
-    decode(v, scheme, "severe")  # complains about bad vectors
-    levels = ["severe" if decode_order(row[28:30]) else "standard" for row in v.tolist()]
-    rows = decode(v, scheme, levels)
-    return [_readable(decoded, name) for decoded, name in zip(rows, levels, strict=True)]
+        decode(v, scheme, level)
+    rows = v.detach().double().cpu().clone()
+    two = (second_stage_belief(rows, scheme) >= 0.5).tolist()
+    levels: list[str | None] = [None] * len(rows)
+    if scheme == "official":
+        levels = [level or ("severe" if second else "standard") for second in two]
+    unclear = [_fill_in_kind(rows, stage).tolist() for stage in (1, 2)]
+    final = (rows[:, LAYOUT.index("final_area") :].clamp(0, 1).sum(1) >= 0.5).tolist()
+    told = zip(decode(rows, scheme, levels), two, levels, *unclear, final, strict=True)
+    return [_Reading(*row).readable() for row in told]
 
 
-def _readable(decoded: Decoded, level: str | None) -> Readable:
-    first, second = decoded.stage1, decoded.stage2
-    two = decoded.order is not None
-    sigma = math.sqrt(_variance(first) + (_variance(second) / first.scale**2 if two else 0.0))
-    stages = (first, second) if two else (first,)
-    noise = _noise(stages)
-    qualities = [stage.jpeg_quality for stage in stages if stage.jpeg_quality is not None]
-    quality = min(qualities, default=None)
-    kinds = {_KINDS[stage.noise] for stage in stages if stage.noise}
-    return Readable(
-        blur=f"sigma about {sigma:.1f} px" if sigma >= 0.05 else None,
-        noise=f"{_steps(noise)} ({' and '.join(sorted(kinds))})" if noise >= 0.25 else None,
-        jpeg=None if quality is None else f"about q{min(5 * round(quality / 5), _BEST_QUALITY)}",
-        blur_sigma=sigma,
-        noise_sigma=noise,
-        jpeg_quality=quality,
-        details=tuple(_details(decoded, two)),
-        decoded=decoded,
-        level=level,
+def _fill_in_kind(rows: torch.Tensor, stage: int) -> torch.Tensor:
+    """Call noise without a kind Gaussian, in place, and return where that was done, [B]."""
+    level, gaussian, poisson = (
+        LAYOUT.index(f"noise{stage}_{name}") for name in ("level", "gaussian", "poisson")
     )
+    flags = rows[:, [gaussian, poisson]].clamp(0, 1).sum(1)
+    unclear = (flags < 0.5) & (rows[:, level] * 30 >= 0.5)
+    rows[unclear, gaussian] = 1.0
+    return unclear
+
+
+@dataclass(frozen=True)
+class _Reading:
+    decoded: Decoded
+    two: bool
+    level: str | None
+    unclear1: bool
+    unclear2: bool
+    final: bool
+
+    def readable(self) -> Readable:
+        first, second = self.decoded.stage1, self.decoded.stage2
+        variance = _variance(first) + (_variance(second) / first.scale**2 if self.two else 0.0)
+        sigma = math.sqrt(variance)
+        stages = (first, second) if self.two else (first,)
+        noise = _noise(stages)
+        qualities = [stage.jpeg_quality for stage in stages if stage.jpeg_quality is not None]
+        quality = min(qualities, default=None)
+        kinds = dict.fromkeys(kind for stage in stages if (kind := self._kind(stage)))
+        return Readable(
+            blur=f"sigma about {sigma:.1f} px" if sigma >= 0.05 else None,
+            noise=f"{_steps(noise)} ({' and '.join(kinds)})" if noise >= 0.25 else None,
+            jpeg=None if quality is None else f"about q{min(5 * round(quality / 5), _BEST)}",
+            blur_sigma=sigma,
+            noise_sigma=noise,
+            jpeg_quality=quality,
+            details=tuple(self._details()),
+            decoded=self.decoded,
+            level=self.level,
+        )
+
+    def _kind(self, stage: DecodedStage) -> str | None:
+        if stage.noise is None:
+            return None
+        unclear = self.unclear1 if stage is self.decoded.stage1 else self.unclear2
+        return _UNCLEAR if unclear else _KINDS[stage.noise]
+
+    def _details(self) -> Iterator[tuple[str, str]]:
+        decoded = self.decoded
+        rounds = [("", decoded.stage1)]
+        if self.two:
+            rounds = [("first ", decoded.stage1), ("second ", decoded.stage2)]
+        for name, stage in rounds:
+            for what, text in self._stage_details(stage):
+                yield name + what, text
+        if self.two:
+            if decoded.sinc_size is not None:
+                omega, size = decoded.sinc_omega, decoded.sinc_size
+                cut = "" if omega is None else f"cut-off {omega / math.pi:.2f} pi, "
+                yield "sinc filter", f"{cut}kernel {size}x{size}"
+            yield "last steps", _STEPS[decoded.order]
+        yield "final resize", decoded.final_mode if self.final else "method unclear"
+
+    def _stage_details(self, stage: DecodedStage) -> Iterator[tuple[str, str]]:
+        x, y = f"{stage.sigma_x:.1f}", f"{stage.sigma_y:.1f}"
+        if (x, y) != ("0.0", "0.0"):
+            turned = ""
+            if x != y:
+                # A kernel looks the same after half a turn.
+                degrees = round(math.degrees(stage.rotation)) % 180
+                turned = f", turned by {degrees} degrees" if degrees else ""
+            sigma, size = x if x == y else f"{x} x {y}", stage.kernel_size
+            yield "blur", f"sigma {sigma} px{turned}, kernel {size}x{size}"
+        if stage.mode is not None or abs(stage.scale - 1) > _SCALE_TOLERANCE:
+            scale, mode = f"{stage.scale:.2f}", stage.mode or "method unclear"
+            way = "shrunk" if stage.scale < 1 else "enlarged"
+            done = "size kept" if scale == "1.00" else f"{way} to {scale}"
+            yield "resize", f"{done} ({mode})"
+        noise = _noise_sigma(stage)
+        if noise >= 0.25:
+            text = f"{_steps(noise)} ({self._kind(stage)}"
+            if stage.noise == "poisson":
+                text = f"{_steps(noise)} at medium grey (shot noise, scale {stage.noise_level:.2f}"
+            if self._kind(stage) == _UNCLEAR:
+                yield "noise", text + ")"
+            else:
+                yield "noise", text + ("), grey" if stage.noise_grey else "), coloured")
+        if stage.jpeg_quality is not None:
+            yield "JPEG", f"q{stage.jpeg_quality}"
 
 
 def _variance(stage: DecodedStage) -> float:
@@ -140,44 +222,3 @@ def _noise_sigma(stage: DecodedStage) -> float:
 
 def _steps(sigma: float) -> str:
     return f"about {sigma:.0f}/255" if sigma >= 0.5 else "below 1/255"
-
-
-def _details(decoded: Decoded, two: bool) -> Iterator[tuple[str, str]]:
-    rounds = [("", decoded.stage1)]
-    if two:
-        rounds = [("first ", decoded.stage1), ("second ", decoded.stage2)]
-    for name, stage in rounds:
-        for what, text in _stage_details(stage):
-            yield name + what, text
-    if two:
-        if decoded.sinc_size is not None:
-            omega = decoded.sinc_omega
-            cut = "" if omega is None else f"cut-off {omega / math.pi:.2f} pi, "
-            yield "sinc filter", f"{cut}kernel {decoded.sinc_size}x{decoded.sinc_size}"
-        yield "last steps", _STEPS[decoded.order or ""]
-    yield "final resize", decoded.final_mode
-
-
-def _stage_details(stage: DecodedStage) -> Iterator[tuple[str, str]]:
-    x, y = f"{stage.sigma_x:.1f}", f"{stage.sigma_y:.1f}"
-    if (x, y) != ("0.0", "0.0"):
-        turned = ""
-        if x != y:
-            # A kernel looks the same after half a turn.
-            degrees = round(math.degrees(stage.rotation)) % 180
-            turned = f", turned by {degrees} degrees" if degrees else ""
-        sigma = x if x == y else f"{x} x {y}"
-        yield "blur", f"sigma {sigma} px{turned}, kernel {stage.kernel_size}x{stage.kernel_size}"
-    if stage.mode is not None:
-        scale = f"{stage.scale:.2f}"
-        done = "the size kept" if scale == "1.00" else f"to {scale}"
-        verb = "" if scale == "1.00" else ("shrunk " if stage.scale < 1 else "enlarged ")
-        yield "resize", f"{verb}{done} ({stage.mode})"
-    if stage.noise is not None and _noise_sigma(stage) >= 0.25:
-        grey = "grey" if stage.noise_grey else "coloured"
-        text = f"{_KINDS[stage.noise]}, {_steps(_noise_sigma(stage))}"
-        if stage.noise == "poisson":
-            text += f" at medium grey (scale {stage.noise_level:.2f})"
-        yield "noise", f"{text}, {grey}"
-    if stage.jpeg_quality is not None:
-        yield "JPEG", f"q{stage.jpeg_quality}"

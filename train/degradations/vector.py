@@ -52,6 +52,32 @@ class Decoded:
     final_mode: str
 
 
+_SECOND = ("kernel2_size", "kernel2_sigma_x", "kernel2_sigma_y", "noise2_level", "jpeg2_quality")
+_ABSENT = {"unified": (0.0, 0.0, 0.0, 0.0, 1.0), "official": (0.0,) * 5}
+_ORDER = ("sinc_then_jpeg", "jpeg_then_sinc")
+
+
+def second_stage_belief(v: torch.Tensor, scheme: str = "unified") -> torch.Tensor:
+    """Return how sure vectors are that there was a second stage, 0..1, a continuous function.
+
+    In true labels the entries "sinc then JPEG" and "JPEG then sinc" sum to 1 or 0, which is the
+    result. A predictor trained by L1 says the median of each, 0 for both where it cannot tell them
+    apart. So other entries of that stage count as well: 2.5 times the mean distance of kernel size,
+    sigmas, noise level and quality from their values without a second stage, if that is more.
+
+    Args:
+        v: float [B, 33].
+        scheme: "unified" or "official".
+
+    Returns:
+        [B], of the type and device of `v`.
+    """
+    order = v[:, [LAYOUT.index(name) for name in _ORDER]].clamp(0, 1).sum(1)
+    entries = v[:, [LAYOUT.index(name) for name in _SECOND]].clamp(0, 1)
+    distance = (entries - entries.new_tensor(_ABSENT[scheme])).abs().mean(1)
+    return torch.maximum(order, 2.5 * distance).clamp(max=1)
+
+
 Ends = tuple[float, float]
 
 
