@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 ORIENTATION = 0x0112
-EXIF_DIRECTORY = 0x8769
+_DIRECTORIES = (0x8769, 0x8825)  # EXIF, GPS
+_INTEROPERABILITY = 0xA005
 _XMP_TAG = 700
 # Tags of the first TIFF directory that describe how the pixels of the *source* are stored, or that
 # hold what is kept elsewhere (profile, XMP) or belongs to one program (Photoshop's layers).
@@ -45,12 +46,19 @@ def clean_exif(exif: Image.Exif) -> tuple[int, bytes | None]:
     orientation = exif.get(ORIENTATION, 1)
     if orientation not in range(1, 9):
         orientation = 1
-    for tag in [tag for tag in exif if tag in _LAYOUT_TAGS or tag == ORIENTATION]:
-        del exif[tag]
-    if EXIF_DIRECTORY in exif:
-        for tag in _PIXEL_SIZE_TAGS:
-            exif.get_ifd(EXIF_DIRECTORY).pop(tag, None)
-    return int(orientation), exif.tobytes() if len(exif) else None
+    kept = Image.Exif()  # a new one, since ``exif`` belongs to somebody's picture
+    for tag, value in exif.items():
+        if tag not in _LAYOUT_TAGS and tag != ORIENTATION and tag not in _DIRECTORIES:
+            kept[tag] = value
+    for tag in _DIRECTORIES:
+        directory = dict(exif.get_ifd(tag)) if tag in exif else {}
+        for layout in _PIXEL_SIZE_TAGS:
+            directory.pop(layout, None)
+        if _INTEROPERABILITY in directory:
+            directory[_INTEROPERABILITY] = dict(exif.get_ifd(_INTEROPERABILITY))
+        if directory:
+            kept[tag] = directory
+    return int(orientation), kept.tobytes() if len(kept) else None
 
 
 def xmp_of(info: dict[str, Any]) -> bytes | None:
