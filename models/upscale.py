@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -192,20 +193,27 @@ class Upscaler:
             return self._tensor(image, degradation, progress)
         from PIL import Image
 
-        from . import pictures
+        from .pictures import Picture, enlarge_alpha, fill_transparent
 
         if isinstance(image, np.ndarray):
             return np.asarray(
                 self(_picture(image), degradation=degradation, progress=progress)
             ).reshape(image.shape[0] * self.scale, image.shape[1] * self.scale, image.shape[2])
+        if isinstance(image, Picture):
+            color, alpha = image.color, image.alpha
+            if alpha is not None:
+                color = fill_transparent(color, alpha)
+                size = (image.size[0] * self.scale, image.size[1] * self.scale)
+                alpha = enlarge_alpha(alpha, size)
+            color = self._color(color, degradation, progress)
+            return dataclasses.replace(image, color=color, alpha=alpha)
         if not isinstance(image, Image.Image):
             raise TypeError(
                 "Upscaler: image: expected a PIL image, a NumPy array or a Tensor, "
                 f"got {type(image).__name__}"
             )
-        layers = pictures.split(image)
-        color = self._color(layers.color, degradation, progress)
-        return pictures.join(layers._replace(color=color), image)
+        picture = Picture.from_pil(image)
+        return self(picture, degradation=degradation, progress=progress).to_pil()
 
     def predict(self, lr: Tensor) -> Prediction:
         """Predict degradation and mixing weights in bounded memory.

@@ -195,7 +195,7 @@ def _process(
 
     try:
         image = pictures.read_picture(job.source)
-        size = (image.width * upscaler.scale, image.height * upscaler.scale)
+        size = (image.size[0] * upscaler.scale, image.size[1] * upscaler.scale)
         pictures.check_output_size(size, pictures.FORMATS[job.target.suffix.lower()])
         job.target.parent.mkdir(parents=True, exist_ok=True)
         result = upscaler(image, progress=progress)

@@ -1,0 +1,118 @@
+"""Reading animations: composed frames, their durations, and how often they play."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from .._messages import one_line
+from .errors import PictureError
+from .picture import Picture
+from .pil import open_image, to_picture, without_pixel_limit
+
+_ANIMATED = {"GIF", "WEBP", "PNG", "AVIF"}
+
+
+@dataclass(frozen=True)
+class Animation:
+    """An animation in a file; each iteration decodes its frames anew, one at a time.
+
+    Frames are what is seen: whole pictures, disposal and blending applied. Those that are opaque
+    all over have no ``alpha``.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    """Width and height in pixels."""
+    durations: tuple[int, ...]
+    """Milliseconds of each frame, as the file says; browsers show 0 to 10 as 100."""
+    loop: int
+    """How often it plays; 0 for ever."""
+
+    @property
+    def num_frames(self) -> int:
+        """How many frames it has."""
+        return len(self.durations)
+
+    def __iter__(self) -> Iterator[Picture]:
+        for picture, _ in _frames(self.path):
+            yield picture
+
+
+def open_animation(path: str | os.PathLike[str]) -> Animation | None:
+    """Open an animated GIF, WebP, PNG or AVIF, and decode it once to see that it is whole.
+
+    Returns:
+        The animation; None for files of one picture, of several pages (TIFF, MPO), and for those
+        that Pillow does not read.
+
+    Raises:
+        PictureError: the file is missing, broken, truncated or too large.
+    """
+    path = Path(path)
+    try:
+        with open_image(path) as image:
+            if image.format not in _ANIMATED or getattr(image, "n_frames", 1) < 2:
+                return None
+            loop = _loop(image)
+            size = image.size
+        durations = tuple(duration for _, duration in _frames(path, pixels=False))
+    except UnidentifiedImageError:
+        return None
+    except OSError as error:
+        raise PictureError(one_line(error)) from None
+    except PictureError:
+        raise
+    except Exception as error:
+        raise PictureError(f"broken: {one_line(error)}") from None
+    if len(durations) < 2:
+        return None  # APNG: one frame and a picture for programs that know no animations
+    return Animation(path, size, durations, loop)
+
+
+def _loop(image: Image.Image) -> int:
+    if image.format == "GIF":
+        # The number of repetitions; without the extension it plays once.
+        if "loop" not in image.info:
+            return 1
+        return image.info["loop"] and image.info["loop"] + 1
+    return int(image.info.get("loop", 0))
+
+
+def _frames(path: Path, pixels: bool = True) -> Iterator[tuple[Picture | None, int]]:
+    """Decode one frame after the other; without ``pixels`` for the durations only."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = open_image(path)
+        with image:
+            # A PNG may begin with a picture for programs that know no animations.
+            first = 1 if image.info.get("default_image") else 0
+            for index in range(first, image.n_frames):
+                with without_pixel_limit():
+                    image.seek(index)
+                    image.load()
+                duration = max(0, round(float(image.info.get("duration", 0) or 0)))
+                yield (_opaque(to_picture(image, [])) if pixels else None), duration
+    except PictureError:
+        raise
+    except (OSError, EOFError) as error:
+        raise PictureError(one_line(error)) from None
+    except MemoryError:
+        raise PictureError("not enough memory to read it") from None
+    except GeneratorExit:
+        raise
+    except Exception as error:  # decoders raise what they like on broken files
+        raise PictureError(f"broken: {one_line(error)}") from None
+
+
+def _opaque(picture: Picture) -> Picture:
+    alpha = picture.alpha
+    if alpha is not None and alpha.min() == (1 << picture.bits) - 1:
+        return replace(picture, alpha=None)
+    return picture
