@@ -106,6 +106,49 @@ def upscale_bands(
         yield first, band
 
 
+def run_in_parts(
+    tile: Tensor, network: Callable[[Tensor], Tensor], scale: int, radius: int
+) -> Tensor:
+    """Enlarge a tile, in halves where there is not enough memory for the whole.
+
+    Args:
+        tile: [B, C, H, W].
+        network: maps [B, C, h, w] to [B, C, h * scale, w * scale].
+        scale: the magnification.
+        radius: LR pixels around a pixel that its result depends on.
+
+    Returns:
+        [B, C, H * scale, W * scale].
+
+    Raises:
+        RuntimeError: out of memory, and the tile is too small to be halved.
+    """
+    try:
+        return network(tile)
+    except RuntimeError as error:
+        if not is_out_of_memory(error) or max(tile.shape[2:]) < 4 * max(radius, 1):
+            raise
+    # Out of the handler: the error's traceback holds on to the tensors of the failed run.
+    if tile.device.type == "cuda":
+        torch.cuda.empty_cache()
+    dim = 2 if tile.shape[2] >= tile.shape[3] else 3
+    size = tile.shape[dim]
+    middle = size // 2
+    first = run_in_parts(tile.narrow(dim, 0, middle + radius), network, scale, radius)
+    kept = first.narrow(dim, 0, middle * scale)
+    begin = middle - radius
+    second = run_in_parts(tile.narrow(dim, begin, size - begin), network, scale, radius)
+    return torch.cat([kept, second.narrow(dim, radius * scale, (size - middle) * scale)], dim)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, on whichever device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # The CPU's allocator has no exception of its own.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def _band(
     lr: Tensor,
     network: Callable[[Tensor], Tensor],

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ._checks import check_rows
+from ._layers import array_of, lr_of, picture_of
 from .checkpoint import CheckpointError, load_dasr
 from .dasr import DASR
+from .memory import choose_tile
 from .predictor import Prediction
-from .tiling import cut, upscale_bands
+from .resample import resample_bands
+from .tiling import cut, run_in_parts, upscale_bands
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .pictures import Picture
+
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "small.safetensors"
 """The weights shipped with the package."""
 
-DEFAULT_TILE = 256
 DEFAULT_OVERLAP = 16
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LARGEST_SCALE = 32.0
+
+PREDICT_PIXELS = 1 << 19
+"""LR pixels that P sees at a time: its features of 64 channels take 128 MiB."""
 
 Progress = Callable[[int, int], None]
 Edit = Callable[[Tensor], Tensor]
@@ -43,14 +52,17 @@ class Upscaler:
     The degradation is predicted once for each image, from all of it, and shared by all tiles.
     Tiles see ``overlap`` LR pixels of context on each side. With `receptive_field_radius` pixels or
     more (35 for the official network) the result equals that of the whole image to float rounding;
-    with less, neighbouring tiles fade into each other, so that no seam shows.
+    with less, neighbouring tiles fade into each other, so that no seam shows. A tile for which
+    there is not enough memory is computed in parts, which changes nothing but the time.
 
     Args:
         model: the networks; they are moved to ``device`` and converted to float32, in which the
             experts are mixed and the degradation is predicted.
+        scale: magnification of the results, more than 0 and up to 32; None for that of the network.
+            Any other is reached by Lanczos's method behind the network.
         tile: side of the largest square of LR pixels that the network sees at a time, context
-            included; 0 for the whole image. A tile of 256 takes about 1 GB at x4 in float32, on a
-            CPU about 0.15 GB.
+            included; 0 for the whole image; "auto" for a rectangle that fits a quarter of the free
+            memory, 1 GiB at most on a CPU.
         overlap: context of a tile on each side, in LR pixels, less than half of ``tile``; no more
             than `receptive_field_radius` is used. Ignored where ``tile`` is 0.
         device: where to compute; None for CUDA, Apple's MPS or the CPU, the first there is.
@@ -59,6 +71,7 @@ class Upscaler:
 
     Attributes:
         model: the networks.
+        scale: the magnification of the results.
         tile, overlap, device, dtype: as above.
 
     Raises:
@@ -69,7 +82,8 @@ class Upscaler:
     def __init__(
         self,
         model: DASR,
-        tile: int = DEFAULT_TILE,
+        scale: float | None = None,
+        tile: int | Literal["auto"] = "auto",
         overlap: int = DEFAULT_OVERLAP,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -81,21 +95,13 @@ class Upscaler:
                 "Upscaler: model: expected one of 3 channels, "
                 f"got {model.net_g.config['num_in_ch']}"
             )
-        for name, value in (("tile", tile), ("overlap", overlap)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"Upscaler: {name}: expected an int, got {value!r}")
-            if value < 0:
-                raise ValueError(f"Upscaler: {name}: expected at least 0, got {value}")
-        if tile and tile <= 2 * overlap:
-            raise ValueError(
-                f"Upscaler: tile: expected 0 or more than twice the overlap of {overlap}, "
-                f"got {tile}"
-            )
+        _check_tiles(tile, overlap)
         self.device = choose_device() if device is None else torch.device(device)
         if dtype is None:
             dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         if dtype not in DTYPES:
             raise ValueError(f"Upscaler: dtype: expected one of {DTYPES}, got {dtype}")
+        self.scale = model.upscale if scale is None else _check_scale(scale)
         self.model = model.to(device=self.device, dtype=torch.float32)
         self.tile = tile
         self.overlap = overlap
@@ -129,14 +135,16 @@ class Upscaler:
         return cls(load_dasr(*paths), **kwargs)
 
     @property
-    def scale(self) -> int:
-        """The magnification."""
-        return self.model.upscale
-
-    @property
     def receptive_field_radius(self) -> int:
         """Overlap, in LR pixels, from which on tiles change nothing."""
         return self.model.receptive_field_radius
+
+    def output_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return width and height of the result for an image of ``width`` times ``height``.
+
+        Each is the nearest whole number, at least 1.
+        """
+        return max(round(width * self.scale), 1), max(round(height * self.scale), 1)
 
     @overload
     def __call__(
@@ -146,6 +154,14 @@ class Upscaler:
         degradation: Tensor | Edit | None = ...,
         progress: Progress | None = ...,
     ) -> Image: ...
+    @overload
+    def __call__(
+        self,
+        image: Picture,
+        *,
+        degradation: Tensor | Edit | None = ...,
+        progress: Progress | None = ...,
+    ) -> Picture: ...
     @overload
     def __call__(
         self,
@@ -172,17 +188,19 @@ class Upscaler:
         """Magnify an image.
 
         Args:
-            image: a picture of Pillow, of any mode but F, an array [H, W, C], uint8, of 1
-                (grey), 2 (grey, opacity), 3 (RGB) or 4 (RGBA) channels, or a floating-point tensor
-                [B, 3, H, W] of values 0..1.
+            image: a picture of Pillow, of any mode but F, or a `Picture`; an array [H, W] or
+                [H, W, C], uint8 or uint16, of 1 (grey), 2 (grey, opacity), 3 (RGB) or 4 (RGBA)
+                channels; or a floating-point tensor [B, 3, H, W] of values 0..1.
             degradation: v [B, 33] instead of the predicted one, or a function that turns the
-                predicted v into the one to use.
-            progress: called with the number of tiles done and their total, after each tile.
+                predicted v into the one to use, such as `Controls`.
+            progress: called with the number of tiles done and their total, after each tile. What it
+                raises ends the work.
 
         Returns:
-            The same kind of thing, magnified: a picture of mode L, LA, RGB, RGBA or I;16 with the
-            metadata of ``image``, its opacity magnified by Lanczos's method; an array of as many
-            channels; a tensor of the same type and device, clamped to 0..1.
+            The same kind of thing, of `output_size`: a picture of mode L, LA, RGB, RGBA or I;16
+            with the metadata of ``image``, its opacity magnified by Lanczos's method; an array of
+            as many channels and the same type; a tensor of the same type and device, clamped to
+            0..1.
 
         Raises:
             TypeError: ``image`` is of another kind.
@@ -191,29 +209,21 @@ class Upscaler:
         """
         if isinstance(image, Tensor):
             return self._tensor(image, degradation, progress)
+        from .pictures import Picture
+
+        if isinstance(image, Picture):
+            return self._picture(image, degradation, progress)
+        if isinstance(image, np.ndarray):
+            picture = self._picture(picture_of(image), degradation, progress)
+            return array_of(picture, image)
         from PIL import Image
 
-        from .pictures import Picture, enlarge_alpha, fill_transparent
-
-        if isinstance(image, np.ndarray):
-            return np.asarray(
-                self(_picture(image), degradation=degradation, progress=progress)
-            ).reshape(image.shape[0] * self.scale, image.shape[1] * self.scale, image.shape[2])
-        if isinstance(image, Picture):
-            color, alpha = image.color, image.alpha
-            if alpha is not None:
-                color = fill_transparent(color, alpha)
-                size = (image.size[0] * self.scale, image.size[1] * self.scale)
-                alpha = enlarge_alpha(alpha, size)
-            color = self._color(color, degradation, progress)
-            return dataclasses.replace(image, color=color, alpha=alpha)
         if not isinstance(image, Image.Image):
             raise TypeError(
                 "Upscaler: image: expected a PIL image, a NumPy array or a Tensor, "
                 f"got {type(image).__name__}"
             )
-        picture = Picture.from_pil(image)
-        return self(picture, degradation=degradation, progress=progress).to_pil()
+        return self._picture(Picture.from_pil(image), degradation, progress).to_pil()
 
     def predict(self, lr: Tensor) -> Prediction:
         """Predict degradation and mixing weights in bounded memory.
@@ -229,7 +239,14 @@ class Upscaler:
         """
         with torch.no_grad():
             lr = lr.to(self.device, torch.float32)
-            return self.model.predict(lr, None if self.tile == 0 else 4 * self.tile**2)
+            return self.model.predict(lr, None if self.tile == 0 else PREDICT_PIXELS)
+
+    def predict_picture(self, picture: Picture) -> Prediction:
+        """Predict degradation and mixing weights of a `Picture`, B = 1, as `predict` does."""
+        from .pictures import fill_transparent
+
+        color, alpha = picture.color, picture.alpha
+        return self.predict(lr_of(color if alpha is None else fill_transparent(color, alpha)))
 
     def _tensor(
         self, image: Tensor, degradation: Tensor | Edit | None, progress: Progress | None
@@ -243,39 +260,51 @@ class Upscaler:
         low, high = image.aminmax()
         if not (low >= 0 and high <= 1):
             raise ValueError(f"Upscaler: image: expected values in 0..1, got {low:.4g}..{high:.4g}")
-        batch, _, height, width = image.shape
-        output = image.new_empty(batch, 3, height * self.scale, width * self.scale)
+        width, height = self.output_size(image.shape[3], image.shape[2])
+        output = image.new_empty(image.shape[0], 3, height, width)
         for first, band in self._bands(image, degradation, progress):
-            output[:, :, first : first + band.shape[2]] = band.clamp(0, 1)
+            output[:, :, first : first + band.shape[2]] = band
         return output
+
+    def _picture(
+        self, picture: Picture, degradation: Tensor | Edit | None, progress: Progress | None
+    ) -> Picture:
+        from .pictures import enlarge_alpha, fill_transparent
+
+        color, alpha = picture.color, picture.alpha
+        if alpha is not None:
+            color = fill_transparent(color, alpha)
+        size = self.output_size(*picture.size)
+        color = self._color(color, degradation, progress)
+        alpha = None if alpha is None else enlarge_alpha(alpha, size)
+        return dataclasses.replace(picture, color=color, alpha=alpha)
 
     def _color(
         self, color: np.ndarray, degradation: Tensor | Edit | None, progress: Progress | None
     ) -> np.ndarray:
-        """Magnify uint8 [H, W, 3], uint8 [H, W] or uint16 [H, W]."""
+        """Magnify uint8 or uint16 [H, W, 3] or [H, W]."""
         grey, peak = color.ndim == 2, float(np.iinfo(color.dtype).max)
-        lr = torch.from_numpy(color.astype(np.float32) / np.float32(peak))
-        lr = lr.expand(3, -1, -1) if grey else lr.permute(2, 0, 1)
-        height, width = color.shape[:2]
-        shape = (height * self.scale, width * self.scale, *color.shape[2:])
-        output = np.empty(shape, color.dtype)
-        for first, band in self._bands(lr.unsqueeze(0), degradation, progress):
-            rows = band[0].clamp(0, 1)
-            rows = rows.mean(0) if grey else rows.permute(1, 2, 0)
+        width, height = self.output_size(color.shape[1], color.shape[0])
+        output = np.empty((height, width, *color.shape[2:]), color.dtype)
+        for first, band in self._bands(lr_of(color), degradation, progress):
+            rows = band[0].mean(0) if grey else band[0].permute(1, 2, 0)
             rows = rows.mul(peak).round_()
-            output[first : first + len(rows)] = rows.numpy().astype(color.dtype)
+            output[first : first + len(rows)] = rows.numpy()
         return output
 
     @torch.no_grad()
     def _bands(
         self, image: Tensor, degradation: Tensor | Edit | None, progress: Progress | None
-    ) -> Any:
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield first row and rows of the result, float32 in 0..1 on the device of ``image``."""
         lr = image.to(self.device, torch.float32, memory_format=torch.channels_last)
         weights = self._weights(lr, degradation)
         radius = self.receptive_field_radius
         overlap = min(self.overlap, radius)  # more would be computed in vain
-        rows = cut(lr.shape[2], self.tile, overlap, radius)
-        columns = cut(lr.shape[3], self.tile, overlap, radius)
+        height, width = lr.shape[2:]
+        largest = self._largest_tile(lr)
+        rows = cut(height, largest[0], overlap, radius)
+        columns = cut(width, largest[1], overlap, radius)
         total, done, dtype = len(rows) * len(columns), 0, self.dtype
 
         def network(tile: Tensor) -> Tensor:
@@ -294,7 +323,31 @@ class Upscaler:
                 progress(done, total)
             return result.to(image.device)
 
-        yield from upscale_bands(lr, network, rows, columns, self.scale)
+        factor = self.model.upscale
+        bands = upscale_bands(lr, network, rows, columns, factor)
+        bands = ((first, band.clamp_(0, 1)) for first, band in bands)
+        enlarged, target = (height * factor, width * factor), self.output_size(width, height)[::-1]
+        if target == enlarged:
+            yield from bands
+        else:
+            for first, band in resample_bands(bands, enlarged, target):
+                yield first, band.clamp_(0, 1)
+
+    def _largest_tile(self, lr: Tensor) -> tuple[int, int]:
+        if self.tile != "auto":
+            return self.tile, self.tile
+        batch, _, height, width = lr.shape
+        rows, columns = choose_tile(
+            height,
+            width,
+            channels=self.model.net_g.config["num_feat"],
+            scale=self.model.upscale,
+            element_size=self.dtype.itemsize,
+            device=self.device,
+            batch=batch,
+        )
+        least = 4 * self.overlap
+        return max(rows, least), max(columns, least)
 
     def _weights(self, lr: Tensor, degradation: Tensor | Edit | None) -> Tensor:
         if isinstance(degradation, Tensor):
@@ -308,8 +361,11 @@ class Upscaler:
         return self.model.net_p.mix(v.to(self.device, torch.float32))
 
     def _run(self, tile: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
-        tile = tile.to(dtype=dtype, memory_format=torch.channels_last)
-        return self.model(tile, weights=weights).float()
+        def network(part: Tensor) -> Tensor:
+            part = part.to(dtype=dtype, memory_format=torch.channels_last)
+            return self.model(part, weights=weights).float()
+
+        return run_in_parts(tile, network, self.model.upscale, self.receptive_field_radius)
 
     def _warn_once(self, dtype: torch.dtype) -> None:
         if not self._warned:
@@ -329,14 +385,27 @@ def choose_device() -> torch.device:
     return torch.device("cpu")
 
 
-def _picture(array: np.ndarray) -> Image:
-    from PIL import Image
-
-    if array.dtype != np.uint8:
-        raise TypeError(f"Upscaler: image: expected a uint8 array, got {array.dtype}")
-    if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or 0 in array.shape:
+def _check_tiles(tile: Any, overlap: Any) -> None:
+    if isinstance(tile, str) and tile != "auto":
+        raise ValueError(f'Upscaler: tile: expected an int or "auto", got {tile!r}')
+    for name, value in (("tile", tile), ("overlap", overlap)):
+        if value == "auto" and name == "tile":
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"Upscaler: {name}: expected an int, got {value!r}")
+        if value < 0:
+            raise ValueError(f"Upscaler: {name}: expected at least 0, got {value}")
+    if tile != "auto" and tile and tile <= 2 * overlap:
         raise ValueError(
-            "Upscaler: image: expected [H, W, C] with 1 to 4 channels, none of them 0, "
-            f"got {list(array.shape)}"
+            f"Upscaler: tile: expected 0 or more than twice the overlap of {overlap}, got {tile}"
         )
-    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def _check_scale(scale: Any) -> float:
+    if not isinstance(scale, (int, float)) or isinstance(scale, bool):
+        raise TypeError(f"Upscaler: scale: expected a number, got {scale!r}")
+    if not (0 < scale <= LARGEST_SCALE and math.isfinite(scale)):
+        raise ValueError(
+            f"Upscaler: scale: expected more than 0 and at most {LARGEST_SCALE:g}, got {scale}"
+        )
+    return scale

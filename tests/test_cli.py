@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,16 +17,17 @@ from PIL import Image
 
 pytest.importorskip("tyro", reason="the commands parse their arguments by tyro")
 
-from dasr_ops.cli import main
-from dasr_ops.cli import upscale as command
+from dasr_ops.cli import main, plan, work
 from dasr_ops.models import (
     DASR,
     Degradation_Predictor,
     MSRResNetDynamic,
     Upscaler,
     load_dasr,
+    pictures,
     save_dasr,
 )
+from dasr_ops.models.controls import Controls
 from dasr_ops.version import __version__
 
 
@@ -77,6 +79,11 @@ def test_version_and_help(capsys):
         ["upscale", "a.png", "-o", "out", "--no-such-option"],
         ["upscale", "a.png", "-o", "out", "--format", "gif"],
         ["upscale", "a.png", "-o", "out", "--weights", "model.onnx"],
+        ["upscale", "a.png", "-o", "out", "--denoise", "1.5"],
+        ["upscale", "a.png", "-o", "out", "--dejpeg", "nan"],
+        ["upscale", "a.png", "-o", "out", "--quality", "0"],
+        ["upscale", "a.png", "-o", "out", "--overwrite", "--skip-existing"],
+        ["upscale", "*.png"],
         ["convert", "a.safetensors"],
         ["convert", "a", "b", "c", "-o", "d.safetensors"],
     ],
@@ -115,7 +122,7 @@ def test_tree_with_options(tmp_path, weights, capsys):
     _picture(tmp_path / "in" / "a.png")
     _picture(tmp_path / "in" / "b" / "c.bmp", (40, 50))
     options = ["--weights", weights, "--suffix", "_x2", "--format", "webp", "--tile", 20]
-    options += ["--overlap", 3, "--device", "cpu", "--dtype", "bfloat16"]
+    options += ["--overlap", 3, "--device", "cpu", "--dtype", "bf16"]
     assert _upscale(tmp_path / "in", "-o", tmp_path / "out", *options) == 0
     sizes = {}
     for path in (tmp_path / "out").rglob("*.*"):
@@ -150,7 +157,7 @@ def test_bad_files_are_reported_and_the_others_go_on(tmp_path, weights, capsys):
 
 def test_decompression_bomb_is_one_line(tmp_path, weights, capsys, monkeypatch):
     source = _picture(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    monkeypatch.setattr(pictures.formats, "MAX_PIXELS", 10)
     assert _upscale(source, "-o", tmp_path / "out", "--weights", weights) == 1
     assert "too large: " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -190,20 +197,95 @@ def test_failures_inside_are_one_line(tmp_path, weights, capsys, monkeypatch, er
     assert reported.endswith(line)
 
 
-def test_existing_results_are_kept_unless_told_otherwise(tmp_path, weights, capsys):
+def test_existing_results_are_a_matter_of_choice(tmp_path, weights, capsys):
     sources = [_picture(tmp_path / "in" / name) for name in ("a.png", "b.png")]
     before = [source.read_bytes() for source in sources]
     arguments = [tmp_path / "in", "-o", tmp_path / "out", "--weights", weights]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.png").write_text("mine")
-    assert _upscale(*arguments) == 0
-    assert "skipped, since they exist (see --overwrite): 1" in capsys.readouterr().err
+    assert _upscale(*arguments) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'out' / 'a.png'} exists already: --overwrite" in error
+    assert not (tmp_path / "out" / "b.png").exists()
+    assert _upscale(*arguments, "--skip-existing") == 0
+    assert "skipped, since they exist: 1" in capsys.readouterr().err
     assert (tmp_path / "out" / "a.png").read_text() == "mine"
     assert (tmp_path / "out" / "b.png").is_file()
+    assert _upscale(*arguments) == 2
+    assert "a.png and 1 more exists already" in capsys.readouterr().err
     assert _upscale(*arguments, "--overwrite") == 0
     assert (tmp_path / "out" / "a.png").read_bytes()[:4] == b"\x89PNG"
     assert [source.read_bytes() for source in sources] == before
     assert _upscale(tmp_path / "in", "-o", tmp_path / "in", "--overwrite") == 2
+
+
+def test_a_dry_run_writes_nothing(tmp_path, weights, capsys):
+    a = _picture(tmp_path / "in" / "a.png")
+    wide = _picture(tmp_path / "in" / "wide.webp", (16000, 1))
+    arguments = [tmp_path / "in", "-o", tmp_path / "out", "--weights", weights, "--dry-run"]
+    assert _upscale(*arguments, "--scale", 3) == 1
+    printed = capsys.readouterr()
+    assert printed.out == f"{a} (12x9) -> {tmp_path / 'out' / 'a.png'} (36x27)\n"
+    assert f"error: {wide}: 48000x3 pixels do not fit into WEBP" in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("scale", "size"), [(1, (12, 9)), (1.5, (18, 14)), (5, (60, 45))])
+def test_any_scale(tmp_path, weights, scale, size):
+    source = _picture(tmp_path / "a.png")
+    target = tmp_path / "b.png"
+    assert _upscale(source, "-o", target, "--weights", weights, "--scale", scale) == 0
+    with Image.open(target) as image:
+        assert image.size == size
+
+
+def test_patterns(tmp_path, weights, capsys, monkeypatch):
+    for name in ("x/a.png", "x/y/b.png", "x/y/c.txt"):
+        _picture(tmp_path / name) if name.endswith("png") else (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert _upscale("x/**/*", "-o", "out", "--weights", weights) == 0
+    assert sorted(p.name for p in Path("out").iterdir()) == ["a.png", "b.png"]
+    assert _upscale("z*.png", "-o", "out", "--weights", weights) == 1
+    assert "error: z*.png: nothing matches" in capsys.readouterr().err
+
+
+def test_controls_and_a_given_degradation(tmp_path, weights):
+    source = _picture(tmp_path / "a.png", (30, 30))
+    model = load_dasr(weights)
+    (tmp_path / "v.json").write_text(str([0.25] * 33))
+    given = torch.full((1, 33), 0.25)
+    for flags, degradation in (
+        (["--denoise", 0.5, "--dejpeg", -1], Controls(0.5, 0, -1)),
+        (["--degradation", tmp_path / "v.json"], given),
+        (["--degradation", tmp_path / "v.json", "--deblur", 1], Controls(0, 1, 0)(given)),
+    ):
+        arguments = [source, "-o", tmp_path / "b.png", "--weights", weights, "--overwrite"]
+        assert _upscale(*arguments, *flags) == 0
+        with Image.open(source) as image, Image.open(tmp_path / "b.png") as result:
+            expected = Upscaler(model)(image, degradation=degradation)
+            assert np.array_equal(np.asarray(result), np.asarray(expected))
+    (tmp_path / "v.json").write_text("[1, 2]")
+    assert _upscale(*arguments, "--degradation", tmp_path / "v.json") == 2
+
+
+def test_several_devices_share_the_pictures(tmp_path, weights, monkeypatch):
+    """Both are the CPU here; what matters is that each takes its part and all are done."""
+    for number in range(6):
+        _picture(tmp_path / "in" / f"{number}.png", (12 + number, 9))
+    threads, call = set(), Upscaler.__call__
+    barrier = threading.Barrier(2, timeout=60)
+
+    def spy(self, *args, **kwargs):
+        if threading.get_ident() not in threads:
+            threads.add(threading.get_ident())
+            barrier.wait()
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(Upscaler, "__call__", spy)
+    arguments = [tmp_path / "in", "-o", tmp_path / "out", "--weights", weights]
+    assert _upscale(*arguments, "--device", "cpu,cpu:0") == 0
+    assert len(threads) == 2
+    assert len(list((tmp_path / "out").iterdir())) == 6
 
 
 def test_warnings_are_one_line_and_quiet_silences_them(tmp_path, weights, capsys):
@@ -243,20 +325,19 @@ def test_ranks_share_the_work(tmp_path, weights, monkeypatch):
         assert sorted(p.stem for p in out.iterdir()) == list(names)
 
 
-def test_progress_counts_tiles(tmp_path, weights):
-    class Bar:
-        total = count = 0
-
-        def reset(self, total: int) -> None:
-            self.total, self.count = total, 0
-
-        def update(self, n: int) -> None:
-            self.count += n
-
-    bar = Bar()
-    upscaler = Upscaler(load_dasr(weights), tile=10, overlap=2)
-    upscaler(np.zeros((20, 25, 3), np.uint8), progress=command._progress(bar))
-    assert bar.count == bar.total == 4 * 5
+def test_progress_is_the_share_of_the_work(capsys):
+    jobs = [plan.Job(Path(name), Path("out") / name) for name in ("a.png", "b.png")]
+    report = work.Report(2, quiet=False)
+    for share in (0.25, 0.5, 1.0):
+        report.part(jobs[0], share)
+    report.success(jobs[0], 3_000_000)
+    report.part(jobs[1], 0.5)
+    report.failure(jobs[1], "broken")
+    assert report.shown == 2.0
+    report.close()
+    printed = capsys.readouterr().err
+    assert "error: b.png: broken" in printed
+    assert "done: 1, failed: 1; 3.0 megapixels in " in printed
 
 
 def test_convert(tmp_path, weights, capsys):
@@ -278,19 +359,25 @@ def test_convert(tmp_path, weights, capsys):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_in_mid_write_leaves_no_half_file(tmp_path, weights, monkeypatch, number, code):
-    """The process gets the signal after it has written half of a picture."""
-    source, target = _picture(tmp_path / "a.png"), tmp_path / "out" / "b.png"
+    """The process gets the signal while it writes the first of two pictures."""
+    for name in ("a.png", "b.png"):
+        _picture(tmp_path / "in" / name, (200, 200))
     before = signal.getsignal(signal.SIGTERM)
+    write, written = pictures.write_picture, []
 
-    def save(self, path, **_):
-        Path(path).write_bytes(b"half")
+    def interrupted(picture, path, **kwargs):
+        written.append(path)
         os.kill(os.getpid(), number)
-        time.sleep(10)
-        raise AssertionError("the signal did not arrive")
+        time.sleep(0.2)
+        write(picture, path, **kwargs)
 
-    monkeypatch.setattr(Image.Image, "save", save)
-    assert _upscale(source, "-o", target, "--weights", weights) == code
-    assert list(target.parent.iterdir()) == []
+    monkeypatch.setattr(pictures, "write_picture", interrupted)
+    arguments = ["-o", tmp_path / "out", "--weights", weights, "--tile", 16, "--overlap", 1]
+    assert _upscale(tmp_path / "in", *arguments) == code
+    assert written == [tmp_path / "out" / "a.png"]
+    assert list((tmp_path / "out").iterdir()) == written
+    with Image.open(written[0]) as image:
+        image.load()
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dasr_ops.cli import UsageError
-from dasr_ops.cli.plan import READ_SUFFIXES, WRITTEN_SUFFIXES, plan
+from dasr_ops.cli.plan import READ_SUFFIXES, WRITTEN_SUFFIXES, Kind, plan
 from dasr_ops.models.pictures import FORMATS
 
 
@@ -21,7 +22,7 @@ def _touch(folder: Path, *names: str) -> list[Path]:
 
 
 def _names(jobs, root: Path) -> dict[str, str]:
-    return {str(s.relative_to(root)): str(t.relative_to(root)) for s, t in jobs}
+    return {str(s.relative_to(root)): str(t.relative_to(root)) for s, t, *_ in jobs}
 
 
 def test_suffixes_are_those_that_can_be_written():
@@ -39,6 +40,59 @@ def test_trees_are_mirrored(tmp_path):
         "in/b/c.JPG": "in/results/b/c_x4.JPG",
         "in/b/d/e.gif": "in/results/b/d/e_x4.png",
     }
+
+
+def _animation(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    return path
+
+
+def test_kinds(tmp_path):
+    _touch(tmp_path, "in/a.png", "in/b.MP4", "in/c.avi", "in/d.ts")
+    for name in ("e.gif", "f.webp", "g.png"):
+        _animation(tmp_path / "in" / name)
+    jobs, _ = plan([tmp_path / "in"], tmp_path / "out")
+    assert {job.target.name: job.kind for job in jobs} == {
+        "a.png": Kind.PICTURE,
+        "b.MP4": Kind.VIDEO,
+        "c.mkv": Kind.VIDEO,
+        "e.gif": Kind.ANIMATION,
+        "f.webp": Kind.ANIMATION,
+        "g.png": Kind.ANIMATION,
+    }
+    jobs, _ = plan([tmp_path / "in"], tmp_path / "out", stills=True, format="png")
+    assert {job.target.name for job in jobs} == {"a.png", "e.png", "f.png", "g.png"}
+    assert all(job.kind is Kind.PICTURE for job in jobs)
+    jobs, _ = plan([tmp_path / "in"], tmp_path / "out", format="jpg")
+    kinds = {job.target.name: job.kind for job in jobs}
+    assert kinds["e.jpg"] is kinds["a.jpg"] is Kind.PICTURE
+    assert kinds["b.MP4"] is Kind.VIDEO
+    (job,) = plan([tmp_path / "in" / "d.ts"], tmp_path / "out")[0]
+    assert job == (tmp_path / "in" / "d.ts", tmp_path / "out" / "d.mkv", Kind.VIDEO)
+
+
+def test_names_that_do_not_fit_what_is_in_the_file(tmp_path):
+    a, video = _touch(tmp_path, "a.png", "b.mp4")
+    gif = _animation(tmp_path / "c.gif")
+    assert plan([gif], tmp_path / "d.webp")[0][0].kind is Kind.ANIMATION
+    assert plan([gif], tmp_path / "d.jpg")[0][0].kind is Kind.PICTURE
+    assert plan([video], tmp_path / "d.mkv")[0][0].kind is Kind.VIDEO
+    with pytest.raises(UsageError, match=r"b.mp4 is a video, which such a file does not hold"):
+        plan([video], tmp_path / "d.png")
+    with pytest.raises(UsageError, match=r"a.png is a picture, which such a file does not hold"):
+        plan([a], tmp_path / "d.mp4")
+    with pytest.raises(UsageError, match=r"a.png has one frame, and .gif is for animations"):
+        plan([a], tmp_path / "d.gif")
+
+
+def test_patterns_are_expanded_where_no_file_has_that_name(tmp_path):
+    a, _, c = _touch(tmp_path, "x/a.png", "x/b.txt", "x/y/c.png")
+    (d,) = _touch(tmp_path, "x[1].png")
+    jobs, failures = plan([tmp_path / "x/**/*", d, tmp_path / "q*"], tmp_path / "out")
+    assert [job.source for job in jobs] == [a, c, d]
+    assert failures == [(tmp_path / "q*", "nothing matches")]
 
 
 def test_format_and_files(tmp_path):
@@ -64,7 +118,7 @@ def test_inputs_without_pictures(tmp_path):
     jobs, failures = plan([tmp_path / "empty", missing], tmp_path / "out")
     assert jobs == []
     assert [(path.name, reason) for path, reason in failures] == [
-        ("empty", "no pictures in this folder"),
+        ("empty", "no pictures or videos in this folder"),
         ("missing.png", "no such file or folder"),
     ]
     assert plan([missing], tmp_path / "out.png") == ([], [(missing, "no such file or folder")])

@@ -14,6 +14,7 @@ from dasr_ops.models import (
     CheckpointError,
     Degradation_Predictor,
     MSRResNetDynamic,
+    memory,
     save_dasr,
 )
 from dasr_ops.models import upscale as upscale_module
@@ -92,6 +93,66 @@ def test_one_pixel_less_than_the_receptive_field_is_not_exact(model):
     untiled, tiled = Upscaler(model, tile=0), Upscaler(model, tile=32, overlap=5)
     difference = (tiled(lr) - untiled(lr)).abs().max()
     assert 2e-6 < difference < 1e-2
+
+
+def test_automatic_tiles_change_nothing(model, monkeypatch):
+    lr = torch.rand(2, 3, 150, 210) * torch.linspace(0.1, 1, 210)
+    expected = Upscaler(model, tile=0)(lr)
+    sizes = []
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
+    hook = model.net_g.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[2:]))
+    try:
+        result = Upscaler(model, overlap=9)(lr)
+    finally:
+        hook.remove()
+    assert len(sizes) > 3
+    assert all(h * w <= 128**2 for h, w in sizes)
+    torch.testing.assert_close(result, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("scale", [1, 1.5, 2, 3.7])
+def test_other_scales_are_lanczos_of_the_network(model, picture, scale):
+    upscaler = Upscaler(model, scale=scale, tile=32, overlap=9)
+    result = upscaler(picture)
+    width, height = upscaler.output_size(83, 70)
+    assert (width, height) == (round(83 * scale), round(70 * scale))
+    assert result.shape == (height, width, 3)
+    enlarged = _whole(model, picture)[0].clamp(0, 1)
+    planes = [Image.fromarray(plane.numpy()).resize((width, height), 1) for plane in enlarged]
+    assert Image.Resampling.LANCZOS == 1
+    _assert_rounded(result, torch.from_numpy(np.stack(planes))[None])
+    lr = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+    assert upscaler(lr).shape == (1, 3, height, width)
+
+
+def test_no_side_becomes_zero(model):
+    assert Upscaler(model, scale=0.1)(np.zeros((1, 3, 3), np.uint8)).shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (9, 7, 1), (9, 7, 2), (9, 7, 3), (9, 7, 4)])
+def test_16_bit_arrays_keep_their_depth(model, shape):
+    array = np.random.default_rng(1).integers(0, 65536, shape, dtype=np.uint16)
+    result = Upscaler(model)(array)
+    assert result.dtype == np.uint16
+    assert result.shape == (18, 14, *shape[2:])
+    layers = array.reshape(9, 7, -1)
+    color = layers[:, :, :3] if layers.shape[2] > 2 else layers[:, :, :1].repeat(3, axis=2)
+    with torch.no_grad():
+        exact = model(torch.from_numpy(color / np.float32(65535)).permute(2, 0, 1)[None])
+    exact = exact[0].clamp(0, 1).permute(1, 2, 0).numpy() * 65535.0
+    if layers.shape[2] < 3:
+        exact = exact.mean(2, keepdims=True)
+    got = result.reshape(18, 14, -1)[:, :, : exact.shape[2]]
+    # Half a step, and some roundings of float32 values up to 65535.
+    assert np.abs(got - exact).max() <= 0.5 + 0.05
+
+
+def test_what_progress_raises_ends_the_work(model, picture):
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Upscaler(model, tile=24, overlap=4)(picture, progress=stop)
 
 
 def test_degradation_is_predicted_once_from_the_whole_image(model, picture):
@@ -206,6 +267,11 @@ def test_from_pretrained(model, tmp_path, picture, monkeypatch):
         ({"tile": -1}, ValueError, "tile: expected at least 0, got -1"),
         ({"tile": 32, "overlap": 16}, ValueError, "more than twice the overlap of 16, got 32"),
         ({"tile": 32.0}, TypeError, r"tile: expected an int, got 32.0"),
+        ({"tile": "all"}, ValueError, "tile: expected an int or \"auto\", got 'all'"),
+        ({"scale": 0}, ValueError, "scale: expected more than 0 and at most 32, got 0"),
+        ({"scale": 33.0}, ValueError, "scale: expected more than 0 and at most 32, got 33"),
+        ({"scale": float("nan")}, ValueError, "scale: expected more than 0"),
+        ({"scale": "2"}, TypeError, "scale: expected a number, got '2'"),
         ({"overlap": -2}, ValueError, "overlap: expected at least 0, got -2"),
         ({"dtype": torch.float64}, ValueError, "dtype: expected one of"),
     ],
@@ -219,10 +285,14 @@ def test_bad_options_are_named(model, kwargs, error, message):
     ("image", "error", "message"),
     [
         ("photo.png", TypeError, "image: expected a PIL image, a NumPy array or a Tensor, got str"),
-        (np.zeros((4, 4), np.uint8), ValueError, r"image: expected \[H, W, C\] .* got \[4, 4\]"),
-        (np.zeros((4, 4, 5), np.uint8), ValueError, r"image: expected \[H, W, C\]"),
-        (np.zeros((0, 4, 3), np.uint8), ValueError, r"image: expected \[H, W, C\]"),
-        (np.zeros((4, 4, 3)), TypeError, "image: expected a uint8 array, got float64"),
+        (
+            np.zeros(4, np.uint8),
+            ValueError,
+            r"image: expected \[H, W\] or \[H, W, C\] .* got \[4\]",
+        ),
+        (np.zeros((4, 4, 5), np.uint8), ValueError, r"image: expected \[H, W\] or \[H, W, C\]"),
+        (np.zeros((0, 4, 3), np.uint8), ValueError, r"image: expected \[H, W\] or \[H, W, C\]"),
+        (np.zeros((4, 4, 3)), TypeError, "image: expected a uint8 or uint16 array, got float64"),
         (torch.zeros(3, 4, 4), ValueError, r"image: expected \[B, 3, H, W\]"),
         (torch.zeros(1, 3, 0, 4), ValueError, r"image: expected \[B, 3, H, W\]"),
         (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), TypeError, "expected a floating-point"),

@@ -159,7 +159,7 @@ def _jobs(options: Degrade) -> list[Job]:
         raise UsageError(f"{folder}: expected a folder of pictures")
     if folder.resolve() == output.resolve() or output.resolve() in folder.resolve().parents:
         raise UsageError(f"--output {output}: the pictures lie in it; choose another folder")
-    placed, failures = plan([folder], output, format="png")
+    placed, failures = plan([folder], output, format="png", stills=True)
     if failures:
         raise UsageError(f"{failures[0][0]}: {failures[0][1]}")
     return [

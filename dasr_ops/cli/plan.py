@@ -1,10 +1,12 @@
-"""Which picture goes where: settled, and checked, before any work starts."""
+"""Which file goes where: settled, and checked, before any work starts."""
 
 from __future__ import annotations
 
+import enum
+import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,37 +22,70 @@ READ_SUFFIXES = frozenset(
         *(".tga", ".pcx", ".ico", ".psd", ".dib", ".dds", ".qoi", ".sgi", ".apng", ".mpo"),
     )
 )
-"""Suffixes of files that are taken from folders; files named one by one may have any."""
+"""Suffixes of pictures that are taken from folders; files named one by one may have any."""
+
+ANIMATED_SUFFIXES = (".gif", ".webp", ".png", ".apng")
+"""Suffixes of files that hold animations, and that animations can be written to."""
+
+WRITTEN_VIDEO_SUFFIXES = (".mp4", ".m4v", ".mkv", ".mov", ".webm")
+"""Suffixes of videos that results can be written to."""
+
+VIDEO_SUFFIXES = frozenset(
+    (
+        *WRITTEN_VIDEO_SUFFIXES,
+        *(".avi", ".wmv", ".flv", ".mpg", ".mpeg", ".m2ts", ".mts", ".vob", ".3gp", ".ogv"),
+    )
+)
+"""Suffixes of videos that are taken from folders."""
+
+_NAMED_VIDEO_SUFFIXES = VIDEO_SUFFIXES | {".ts"}  # in folders mostly TypeScript
+
+
+class Kind(enum.Enum):
+    """What a file is."""
+
+    PICTURE = "picture"
+    ANIMATION = "animation"
+    VIDEO = "video"
 
 
 class Job(NamedTuple):
-    """One picture to magnify."""
+    """One file to magnify."""
 
     source: Path
     target: Path
+    kind: Kind = Kind.PICTURE
 
 
 def plan(
-    inputs: Sequence[Path], output: Path, *, suffix: str = "", format: str | None = None
+    inputs: Sequence[Path],
+    output: Path,
+    *,
+    suffix: str = "",
+    format: str | None = None,
+    stills: bool = False,
 ) -> tuple[list[Job], list[tuple[Path, str]]]:
-    """Choose a target for each picture.
+    """Choose a target for each file.
 
     Args:
-        inputs: files and folders. The tree below a folder is mirrored below ``output``.
+        inputs: files, folders and patterns. The tree below a folder is mirrored below ``output``.
         output: a folder, or for a single input file the name of the result.
         suffix: put behind the stem of each name.
-        format: ``png``, ``jpg`` ...; None keeps the suffix of the source where it can be written,
-            and takes PNG elsewhere.
+        format: ``png``, ``jpg`` ..., of pictures; None keeps the suffix of the source where it can
+            be written, and takes PNG elsewhere, MKV for videos.
+        stills: whether there are pictures only: no videos, and of animations the first frame.
 
     Returns:
-        The jobs, and the inputs without any picture, each with the reason.
+        The jobs, and the inputs without any picture or video, each with the reason.
 
     Raises:
-        UsageError: ``output`` does not fit the inputs, two pictures have one target, or a target is
+        UsageError: ``output`` does not fit the inputs, two files have one target, or a target is
             one of the inputs.
     """
     if any(separator in suffix for separator in ("/", os.sep)):
         raise UsageError(f"--suffix: expected part of a file name, got {suffix!r}")
+    suffixes = READ_SUFFIXES if stills else READ_SUFFIXES | VIDEO_SUFFIXES
+    inputs, failures = _expand(inputs, suffixes)
     if _is_file_name(inputs, output):
         if format is not None and not _same_format(output.suffix, f".{format}"):
             raise UsageError(f"--format {format} contradicts the name {output}")
@@ -58,54 +93,135 @@ def plan(
             raise UsageError(f"--suffix {suffix} has no use where the name {output} is given")
         if not inputs[0].exists():
             return [], [(inputs[0], "no such file or folder")]
-        jobs, failures = [Job(inputs[0], output)], []
+        jobs = [_named_job(inputs[0], output, stills)]
     else:
         if output.exists() and not output.is_dir():
             raise UsageError(f"-o {output}: expected a folder, but it is a file")
-        if output.suffix.lower() in WRITTEN_SUFFIXES and not output.exists():
+        if _is_written(output) and not output.exists() and inputs:
             raise UsageError(
                 f"-o {output}: a file name fits a single input file only; name a folder"
             )
-        jobs, failures = _jobs(inputs, output, suffix, format)
+        files, missing = _files(inputs, output, suffixes)
+        jobs = _jobs(files, output, suffix, format, stills)
+        failures += missing
     _check(jobs)
     return jobs, failures
 
 
+def _expand(
+    inputs: Sequence[Path], suffixes: Set[str]
+) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Put the files that match in place of patterns, as shells do where they are not quoted."""
+    expanded: list[Path] = []
+    failures = []
+    for input in inputs:
+        if input.exists() or not glob.has_magic(str(input)):
+            expanded.append(input)
+            continue
+        found = sorted(
+            path
+            for path in map(Path, glob.iglob(str(input), recursive=True))
+            if path.is_file() and path.suffix.lower() in suffixes
+        )
+        if not found:
+            failures.append((input, "nothing matches"))
+        expanded += found
+    return expanded, failures
+
+
+def _is_written(path: Path) -> bool:
+    return path.suffix.lower() in (*WRITTEN_SUFFIXES, *ANIMATED_SUFFIXES, *WRITTEN_VIDEO_SUFFIXES)
+
+
 def _is_file_name(inputs: Sequence[Path], output: Path) -> bool:
     return (
-        len(inputs) == 1
-        and not inputs[0].is_dir()
-        and not output.is_dir()
-        and output.suffix.lower() in WRITTEN_SUFFIXES
+        len(inputs) == 1 and not inputs[0].is_dir() and not output.is_dir() and _is_written(output)
     )
 
 
-def _jobs(
-    inputs: Sequence[Path], output: Path, suffix: str, format: str | None
-) -> tuple[list[Job], list[tuple[Path, str]]]:
-    jobs: dict[Job, None] = {}
-    failures = []
+def _named_job(source: Path, target: Path, stills: bool) -> Job:
+    kind, suffix = _kind(source, stills), target.suffix.lower()
+    if (kind is Kind.VIDEO) != (suffix in WRITTEN_VIDEO_SUFFIXES):
+        what = "a video" if kind is Kind.VIDEO else "a picture"
+        raise UsageError(f"-o {target}: {source} is {what}, which such a file does not hold")
+    if kind is Kind.ANIMATION and suffix not in ANIMATED_SUFFIXES:
+        kind = Kind.PICTURE  # its first frame
+    if kind is Kind.PICTURE and suffix not in WRITTEN_SUFFIXES:
+        raise UsageError(f"-o {target}: {source} has one frame, and {suffix} is for animations")
+    return Job(source, target, kind)
+
+
+def _kind(path: Path, stills: bool) -> Kind:
+    suffix = path.suffix.lower()
+    if stills:
+        return Kind.PICTURE
+    if suffix in _NAMED_VIDEO_SUFFIXES:
+        return Kind.VIDEO
+    if suffix in ANIMATED_SUFFIXES and _is_animated(path):
+        return Kind.ANIMATION
+    return Kind.PICTURE
+
+
+def _is_animated(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return getattr(image, "is_animated", False)
+    except Exception:  # said with its reason when it is read
+        return False
+
+
+def _files(
+    inputs: Sequence[Path], output: Path, suffixes: Set[str]
+) -> tuple[list[tuple[Path, Path]], list[tuple[Path, str]]]:
+    """Return files and their names relative to what was named, and what has none."""
+    files, failures = [], []
+    what = "pictures or videos" if suffixes >= VIDEO_SUFFIXES else "pictures"
     for input in inputs:
         if input.is_dir():
-            sources = list(_walk(input, output))
-            if not sources:
-                failures.append((input, "no pictures in this folder"))
+            found = list(_walk(input, output, suffixes))
+            if not found:
+                failures.append((input, f"no {what} in this folder"))
+            files += found
         elif input.exists():
-            sources = [(input, Path(input.name))]
+            files.append((input, Path(input.name)))
         else:
             failures.append((input, "no such file or folder"))
-            continue
-        for source, relative in sources:
-            extension = f".{format}" if format is not None else relative.suffix
-            if extension.lower() not in WRITTEN_SUFFIXES:
-                extension = ".png"
-            name = f"{relative.stem}{suffix}{extension}"
-            jobs[Job(source, output / relative.parent / name)] = None
-    return list(jobs), failures
+    return files, failures
 
 
-def _walk(folder: Path, output: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield pictures below ``folder`` and their relative names, results of former runs left out."""
+def _jobs(
+    files: Iterable[tuple[Path, Path]],
+    output: Path,
+    suffix: str,
+    format: str | None,
+    stills: bool,
+) -> list[Job]:
+    jobs: dict[Job, None] = {}
+    for source, relative in files:
+        kind, extension = _choose(source, format, stills)
+        name = f"{relative.stem}{suffix}{extension}"
+        jobs[Job(source, output / relative.parent / name, kind)] = None
+    return list(jobs)
+
+
+def _choose(source: Path, format: str | None, stills: bool) -> tuple[Kind, str]:
+    """Return what ``source`` is taken for, and the suffix of its result."""
+    kind, extension = _kind(source, stills), source.suffix
+    if kind is Kind.VIDEO:
+        return kind, extension if extension.lower() in WRITTEN_VIDEO_SUFFIXES else ".mkv"
+    if format is not None:
+        extension = f".{format}"
+        if kind is Kind.ANIMATION and extension not in ANIMATED_SUFFIXES:
+            kind = Kind.PICTURE
+    if kind is Kind.PICTURE and extension.lower() not in WRITTEN_SUFFIXES:
+        extension = ".png"
+    return kind, extension
+
+
+def _walk(folder: Path, output: Path, suffixes: Set[str]) -> Iterator[tuple[Path, Path]]:
+    """Yield files below ``folder`` and their relative names, results of former runs left out."""
     skipped = output.resolve()
     if skipped == folder.resolve():
         skipped = None
@@ -117,7 +233,7 @@ def _walk(folder: Path, output: Path) -> Iterator[tuple[Path, Path]]:
         )
         for name in sorted(files):
             path = Path(place) / name
-            if not name.startswith(".") and path.suffix.lower() in READ_SUFFIXES:
+            if not name.startswith(".") and path.suffix.lower() in suffixes:
                 yield path, path.relative_to(folder)
 
 

@@ -1,11 +1,10 @@
-"""``dasr upscale``: magnify files and folders of pictures."""
+"""``dasr upscale``: magnify pictures, folders of them, animations and videos."""
 
 from __future__ import annotations
 
 import os
 import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,12 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from . import EXIT_FAILURE, UsageError
-from .plan import Job, plan
+from .plan import Job, Kind, plan
 
 if TYPE_CHECKING:
-    from dasr_ops.models.upscale import Upscaler
+    from torch import Tensor
+
+    from dasr_ops.models.upscale import Edit, Upscaler
+    from dasr_ops.models.video import VideoOptions
 
 _CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def _help(text: str) -> Any:
@@ -26,22 +29,57 @@ def _help(text: str) -> Any:
 
 
 @dataclass(frozen=True)
+class VideoFlags:
+    """How videos are encoded."""
+
+    codec: Annotated[
+        str,
+        _help("Encoder of videos by FFmpeg's name: libx264, libx265, libsvtav1, ffv1 (lossless)."),
+    ] = "auto"
+    crf: Annotated[
+        float | None, _help("Quality of videos on the encoder's scale, less is better.")
+    ] = None
+    preset: Annotated[str | None, _help("Effort of the encoder, such as slow for libx264.")] = None
+    pixel_format: Annotated[
+        str, _help("Such as yuv420p10le. auto: bit depth and chroma of the source.")
+    ] = "auto"
+
+
+@dataclass(frozen=True)
 class Upscale:
-    """Magnify pictures with DASR.
+    """Magnify pictures and videos with DASR.
 
-    Colour profile, EXIF data, transparency, 16-bit grey and folder structure are kept. A picture
-    that cannot be read or written is reported in one line, and the others are processed.
+    Colour profile, EXIF data, transparency, 16 bits per channel and folder structure are kept, of
+    videos the sound, subtitles and timing. What cannot be read or written is reported in one line,
+    and the rest is processed. The same command goes on where it was interrupted if --skip-existing
+    is given.
 
-    Exit code: 0 if every picture was processed, 1 if any failed, 2 if the command line is wrong and
-    nothing was done, 130 after Ctrl-C.
+    Exit code: 0 if everything was processed, 1 if anything failed, 2 if the command line is wrong
+    and nothing was done, 130 after Ctrl-C.
     """
 
     inputs: tyro.conf.Positional[tuple[Path, ...]]
-    """Pictures, and folders of pictures."""
+    """Pictures, videos, folders, and patterns such as 'shots/**/*.jpg'."""
 
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """Folder for the results; for a single picture also the name of the result."""
+    """Folder for the results; for a single input file also the name of the result."""
 
+    scale: Annotated[
+        float | None,
+        _help("Magnification of the results, such as 2 or 1.5. Default: that of the network."),
+    ] = None
+    denoise: Annotated[
+        float, _help("-1 to 1: treat the picture as less or more noisy than it seems to be.")
+    ] = 0.0
+    deblur: Annotated[float, _help("-1 to 1: treat it as less or more blurred.")] = 0.0
+    dejpeg: Annotated[float, _help("-1 to 1: treat it as less or more compressed.")] = 0.0
+    degradation: Annotated[
+        Path | None,
+        _help(
+            "JSON file with the degradation to assume instead of the predicted one, as written by "
+            "dasr inspect --json and dasr degrade."
+        ),
+    ] = None
     weights: Annotated[
         tuple[Path, ...],
         _help(
@@ -50,12 +88,12 @@ class Upscale:
         ),
     ] = ()
     tile: Annotated[
-        int,
+        int | Literal["auto"],
         _help(
             "Side of the square that the network sees at a time, in pixels of the input, overlap "
-            "included; 0: the whole picture. Less takes less memory."
+            "included; 0: the whole picture; auto: by the free memory."
         ),
-    ] = 256
+    ] = "auto"
     overlap: Annotated[
         int,
         _help(
@@ -63,28 +101,36 @@ class Upscale:
             "tiles change nothing."
         ),
     ] = 16
-    device: Annotated[str | None, _help("cpu, cuda, cuda:1, mps. Default: the best there is.")] = (
-        None
-    )
+    device: Annotated[
+        str | None,
+        _help(
+            "cpu, cuda, cuda:1, mps; several with commas share the pictures. Default: the best "
+            "there is."
+        ),
+    ] = None
     dtype: Annotated[
-        Literal["auto", "float32", "float16", "bfloat16"],
-        _help("Arithmetic of the network. auto: float16 on CUDA, float32 elsewhere."),
+        Literal["auto", "fp32", "fp16", "bf16"],
+        _help("Arithmetic of the network. auto: fp16 on CUDA, fp32 elsewhere."),
     ] = "auto"
     format: Annotated[
         Literal["auto", "png", "jpg", "webp", "tiff", "bmp", "avif"],
-        _help("Format of the results. auto: that of the input, or PNG."),
+        _help("Format of pictures. auto: that of the input, or PNG."),
     ] = "auto"
+    quality: Annotated[
+        int | None, _help("1 to 100, of JPEG, WebP and AVIF. Default: 95, of AVIF 90.")
+    ] = None
     suffix: Annotated[
         str, _help("Put behind the name of each result: _x4 makes photo_x4.jpg of photo.jpg.")
     ] = ""
     overwrite: Annotated[
-        bool,
-        _help(
-            "Replace results that exist; otherwise they are left alone, and the picture is "
-            "skipped. Inputs are never overwritten."
-        ),
+        bool, _help("Replace results that exist. Inputs are never overwritten.")
     ] = False
+    skip_existing: Annotated[
+        bool, _help("Leave results that exist alone, and skip their inputs.")
+    ] = False
+    dry_run: Annotated[bool, _help("Say what would be done, and do nothing.")] = False
     quiet: Annotated[bool, _help("Print errors only.")] = False
+    video: tyro.conf.OmitArgPrefixes[VideoFlags] = VideoFlags()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -92,29 +138,18 @@ def main(argv: Sequence[str]) -> int:
     options = tyro.cli(Upscale, args=list(argv), prog="dasr upscale")
     weights, inputs = _separate(options.weights, options.inputs)
     if not inputs:
-        raise UsageError("no picture and no folder given")
-    if options.overlap < 0 or options.tile < 0:
-        raise UsageError("--tile and --overlap: expected at least 0")
-    if 0 < options.tile <= 2 * options.overlap:
-        raise UsageError(
-            f"--tile {options.tile}: expected 0 or more than twice the overlap of {options.overlap}"
-        )
+        raise UsageError("no picture, video or folder given")
+    _check(options)
     format = None if options.format == "auto" else options.format
     jobs, failures = plan(inputs, options.output, suffix=options.suffix, format=format)
     for path, reason in failures:
         print(f"error: {path}: {reason}", file=sys.stderr)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     jobs = jobs[rank::world]
-    todo = [job for job in jobs if options.overwrite or not job.target.exists()]
-    if len(todo) < len(jobs) and not options.quiet:
-        skipped = len(jobs) - len(todo)
-        print(f"skipped, since they exist (see --overwrite): {skipped}", file=sys.stderr)
+    todo = _todo(jobs, options)
     failed = len(failures)
     if todo:
-        failed += _run(todo, _upscaler(options, weights), options)
-        if not options.quiet:
-            done = len(todo) - failed + len(failures)
-            print(f"done: {done}, failed: {failed}", file=sys.stderr)
+        failed += _run(todo, options, weights)
     return EXIT_FAILURE if failed else 0
 
 
@@ -133,10 +168,63 @@ def _separate(
     return tuple(weights[:count]), (*inputs, *weights[count:])
 
 
-def _upscaler(options: Upscale, weights: Sequence[Path]) -> Upscaler:
+def _check(options: Upscale) -> None:
+    if options.overlap < 0 or (options.tile != "auto" and options.tile < 0):
+        raise UsageError("--tile and --overlap: expected at least 0")
+    if options.tile != "auto" and 0 < options.tile <= 2 * options.overlap:
+        raise UsageError(
+            f"--tile {options.tile}: expected 0 or more than twice the overlap of {options.overlap}"
+        )
+    for name in ("denoise", "deblur", "dejpeg"):
+        value = getattr(options, name)
+        if not -1 <= value <= 1:
+            raise UsageError(f"--{name} {value:g}: expected a number from -1 to 1")
+    if options.quality is not None and not 1 <= options.quality <= 100:
+        raise UsageError(f"--quality {options.quality}: expected a number from 1 to 100")
+    if options.overwrite and options.skip_existing:
+        raise UsageError("--overwrite and --skip-existing contradict each other")
+
+
+def _todo(jobs: Sequence[Job], options: Upscale) -> list[Job]:
+    existing = [job for job in jobs if job.target.exists()]
+    if not existing or options.overwrite:
+        return list(jobs)
+    if options.skip_existing:
+        if not options.quiet:
+            print(f"skipped, since they exist: {len(existing)}", file=sys.stderr)
+        return [job for job in jobs if not job.target.exists()]
+    count = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+    raise UsageError(
+        f"{existing[0].target}{count} exists already: --overwrite replaces what exists, "
+        "--skip-existing leaves it alone"
+    )
+
+
+def _run(jobs: Sequence[Job], options: Upscale, weights: Sequence[Path]) -> int:
+    """Do the jobs and return how many failed."""
+    from .dry_run import dry_run
+    from .work import Settings, work
+
+    upscalers = _upscalers(options, weights)
+    settings = Settings(
+        degradation=_degradation(options, upscalers[0]),
+        video=_video_options(options) if any(job.kind is Kind.VIDEO for job in jobs) else None,
+        quality=options.quality,
+        overwrite=options.overwrite,
+        quiet=options.quiet,
+    )
+    if options.dry_run:
+        return dry_run(jobs, upscalers[0])
+    return work(jobs, upscalers, settings)
+
+
+def _upscalers(options: Upscale, weights: Sequence[Path]) -> list[Upscaler]:
+    """Return one for each device."""
+    import copy
+
     import torch
 
-    from dasr_ops.models.checkpoint import CheckpointError
+    from dasr_ops.models.checkpoint import CheckpointError, load_dasr
     from dasr_ops.models.upscale import DEFAULT_WEIGHTS, Upscaler
 
     if not weights and not DEFAULT_WEIGHTS.is_file():
@@ -144,80 +232,63 @@ def _upscaler(options: Upscale, weights: Sequence[Path]) -> Upscaler:
             "this build comes without weights (models/weights/small.safetensors is missing); "
             "give --weights PATH"
         )
-    device = options.device
-    if device is None and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    names: list[str | None] = [None]
+    if options.device is not None:
+        names = list(dict.fromkeys(name.strip() for name in options.device.split(",")))
+    elif torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        names = [f"cuda:{os.environ['LOCAL_RANK']}"]
     try:
-        return Upscaler.from_pretrained(
-            weights or None,
-            tile=options.tile,
-            overlap=options.overlap,
-            device=device,
-            dtype=None if options.dtype == "auto" else getattr(torch, options.dtype),
-        )
+        model = load_dasr(*(weights or (DEFAULT_WEIGHTS,)))
     except CheckpointError as error:
         raise UsageError(f"--weights: {error}") from None
-    except (RuntimeError, AssertionError, ValueError) as error:
-        if options.device is None:
-            raise
-        first_line = str(error).strip().splitlines()[0]
-        raise UsageError(f"--device {options.device}: {first_line}") from None
+    upscalers = []
+    for name in names:
+        try:
+            upscalers.append(
+                Upscaler(
+                    copy.deepcopy(model) if len(names) > 1 else model,
+                    scale=options.scale,
+                    tile=options.tile,
+                    overlap=options.overlap,
+                    device=name,
+                    dtype=None
+                    if options.dtype == "auto"
+                    else getattr(torch, _DTYPES[options.dtype]),
+                )
+            )
+        except ValueError as error:
+            raise UsageError(str(error).removeprefix("Upscaler: ")) from None
+        except (RuntimeError, AssertionError) as error:
+            if options.device is None:
+                raise
+            first_line = str(error).strip().splitlines()[0]
+            raise UsageError(f"--device {name}: {first_line}") from None
+    return upscalers
 
 
-def _run(jobs: Sequence[Job], upscaler: Upscaler, options: Upscale) -> int:
-    """Work through ``jobs`` and return how many failed."""
-    from tqdm import tqdm
+def _degradation(options: Upscale, upscaler: Upscaler) -> Tensor | Edit | None:
+    from dasr_ops.models.controls import Controls, DegradationError, compose, load_degradation
 
-    failed = 0
-    with tqdm(unit="tile", disable=True if options.quiet else None, leave=False) as bar:
-        for number, job in enumerate(jobs, 1):
-            bar.set_description(f"{number}/{len(jobs)} {job.source.name}")
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", UserWarning)
-                reason = _process(job, upscaler, options.overwrite, _progress(bar))
-            if not options.quiet:
-                for text in dict.fromkeys(str(entry.message) for entry in caught):
-                    bar.write(f"warning: {job.source}: {text}", file=sys.stderr)
-            if reason is not None:
-                failed += 1
-                bar.write(f"error: {job.source}: {reason}", file=sys.stderr)
-    return failed
+    scheme = upscaler.model.label_scheme
+    v = None
+    if options.degradation is not None:
+        try:
+            v = load_degradation(options.degradation, scheme=scheme)
+        except DegradationError as error:
+            raise UsageError(f"--degradation: {error}") from None
+    return compose(v, Controls(options.denoise, options.deblur, options.dejpeg, scheme))
 
 
-def _process(
-    job: Job, upscaler: Upscaler, overwrite: bool, progress: Callable[[int, int], None]
-) -> str | None:
-    """Magnify one picture; return why it failed, or None."""
-    import torch
+def _video_options(options: Upscale) -> VideoOptions:
+    from dasr_ops.models.video import VideoOptions
 
-    from dasr_ops.models import pictures
-    from dasr_ops.models.upscale import NonFiniteError
-
+    flags = options.video
     try:
-        image = pictures.read_picture(job.source)
-        size = (image.size[0] * upscaler.scale, image.size[1] * upscaler.scale)
-        pictures.check_output_size(size, pictures.FORMATS[job.target.suffix.lower()])
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-        result = upscaler(image, progress=progress)
-        pictures.write_picture(result, job.target, replace=overwrite)
-    except (pictures.PictureError, NonFiniteError) as error:
-        return str(error)
-    except (torch.OutOfMemoryError, MemoryError):
-        return "not enough memory; a smaller --tile needs less"
-    except OSError as error:
-        return f"{job.target} cannot be written: {error.strerror or error}"
-    except Exception as error:  # one strange picture must not end the work on a folder of them
-        text = " ".join(str(error).split())[:300]
-        if "alloc" in text and "memory" in text:
-            return "not enough memory; a smaller --tile needs less"
-        return f"{type(error).__name__}: {text}"
-    return None
-
-
-def _progress(bar: Any) -> Callable[[int, int], None]:
-    def report(done: int, total: int) -> None:
-        if done == 1:
-            bar.reset(total=total)
-        bar.update(1)
-
-    return report
+        return VideoOptions(
+            codec=flags.codec,
+            crf=flags.crf,
+            preset=flags.preset,
+            pixel_format=flags.pixel_format,
+        )
+    except ValueError as error:
+        raise UsageError(str(error).removeprefix("VideoOptions: ")) from None

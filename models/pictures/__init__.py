@@ -16,6 +16,7 @@ from .formats import ANIMATION_FORMATS, FORMATS, MAX_PIXELS, check_output_size
 from .picture import Picture
 from .pil import Layers, split
 from .reading import read_picture
+from .sizes import read_size
 from .writing import write_picture
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "fill_transparent",
     "open_animation",
     "read_picture",
+    "read_size",
     "split",
     "write_animation",
     "write_picture",
