@@ -244,9 +244,9 @@ def test_patterns(tmp_path, weights, capsys, monkeypatch):
         _picture(tmp_path / name) if name.endswith("png") else (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     assert _upscale("x/**/*", "-o", "out", "--weights", weights) == 0
-    assert sorted(p.name for p in Path("out").iterdir()) == ["a.png", "b.png"]
+    assert sorted(str(p) for p in Path("out").rglob("*.png")) == ["out/a.png", "out/y/b.png"]
     assert _upscale("z*.png", "-o", "out", "--weights", weights) == 1
-    assert "error: z*.png: nothing matches" in capsys.readouterr().err
+    assert "error: z*.png: no pictures or videos match" in capsys.readouterr().err
 
 
 def test_controls_and_a_given_degradation(tmp_path, weights):

@@ -91,8 +91,17 @@ def test_patterns_are_expanded_where_no_file_has_that_name(tmp_path):
     a, _, c = _touch(tmp_path, "x/a.png", "x/b.txt", "x/y/c.png")
     (d,) = _touch(tmp_path, "x[1].png")
     jobs, failures = plan([tmp_path / "x/**/*", d, tmp_path / "q*"], tmp_path / "out")
+    assert failures == [(tmp_path / "q*", "no pictures or videos match")]
+    assert _names(jobs, tmp_path) == {
+        "x/a.png": "out/a.png",
+        "x/y/c.png": "out/y/c.png",
+        "x[1].png": "out/x[1].png",
+    }
     assert [job.source for job in jobs] == [a, c, d]
-    assert failures == [(tmp_path / "q*", "nothing matches")]
+    (job,) = plan([tmp_path / "x" / "[ab].png"], tmp_path / "one.png")[0]
+    assert (job.source, job.target) == (a, tmp_path / "one.png")
+    with pytest.raises(UsageError, match="a file name fits a single input file only"):
+        plan([tmp_path / "x/**/*.png"], tmp_path / "one.png")
 
 
 def test_format_and_files(tmp_path):

@@ -85,48 +85,74 @@ def plan(
     if any(separator in suffix for separator in ("/", os.sep)):
         raise UsageError(f"--suffix: expected part of a file name, got {suffix!r}")
     suffixes = READ_SUFFIXES if stills else READ_SUFFIXES | VIDEO_SUFFIXES
-    inputs, failures = _expand(inputs, suffixes)
-    if _is_file_name(inputs, output):
-        if format is not None and not _same_format(output.suffix, f".{format}"):
-            raise UsageError(f"--format {format} contradicts the name {output}")
-        if suffix:
-            raise UsageError(f"--suffix {suffix} has no use where the name {output} is given")
-        if not inputs[0].exists():
-            return [], [(inputs[0], "no such file or folder")]
-        jobs = [_named_job(inputs[0], output, stills)]
-    else:
+    named = _is_file_name(inputs, output)
+    if not named:
         if output.exists() and not output.is_dir():
             raise UsageError(f"-o {output}: expected a folder, but it is a file")
-        if _is_written(output) and not output.exists() and inputs:
+        if _is_written(output) and not output.exists():
             raise UsageError(
                 f"-o {output}: a file name fits a single input file only; name a folder"
             )
-        files, missing = _files(inputs, output, suffixes)
+    elif format is not None and not _same_format(output.suffix, f".{format}"):
+        raise UsageError(f"--format {format} contradicts the name {output}")
+    elif suffix:
+        raise UsageError(f"--suffix {suffix} has no use where the name {output} is given")
+    files, failures = find_files(inputs, suffixes, output)
+    if not named:
         jobs = _jobs(files, output, suffix, format, stills)
-        failures += missing
+    elif len(files) > 1:
+        raise UsageError(f"-o {output}: a file name fits a single input file only; name a folder")
+    else:
+        jobs = [_named_job(source, output, stills) for source, _ in files]
     _check(jobs)
     return jobs, failures
 
 
-def _expand(
-    inputs: Sequence[Path], suffixes: Set[str]
-) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Put the files that match in place of patterns, as shells do where they are not quoted."""
-    expanded: list[Path] = []
+def find_files(
+    inputs: Sequence[Path], suffixes: Set[str], left_out: Path | None = None
+) -> tuple[list[tuple[Path, Path]], list[tuple[Path, str]]]:
+    """Find the files that the inputs of a command name.
+
+    Args:
+        inputs: files, folders, and patterns as of shells ("shots/**/*.jpg").
+        suffixes: in lower case, of the files that are taken from folders and patterns. Hidden files
+            and folders are left out.
+        left_out: a folder that is not looked into, where former results lie.
+
+    Returns:
+        The files, each with its path relative to what was named (of a pattern, its fixed part), and
+        the inputs without any, each with the reason.
+    """
+    files: list[tuple[Path, Path]] = []
     failures = []
+    what = "pictures or videos" if suffixes >= VIDEO_SUFFIXES else "pictures"
     for input in inputs:
-        if input.exists() or not glob.has_magic(str(input)):
-            expanded.append(input)
-            continue
-        found = sorted(
-            path
-            for path in map(Path, glob.iglob(str(input), recursive=True))
-            if path.is_file() and path.suffix.lower() in suffixes
-        )
+        found: list[tuple[Path, Path]] = []
+        if input.is_dir():
+            found = list(_walk(input, left_out, suffixes))
+            reason = f"no {what} in this folder"
+        elif input.exists():
+            found = [(input, Path(input.name))]
+        elif glob.has_magic(str(input)):
+            found = _matching(input, suffixes)
+            reason = f"no {what} match"
+        else:
+            reason = "no such file or folder"
         if not found:
-            failures.append((input, "nothing matches"))
-        expanded += found
-    return expanded, failures
+            failures.append((input, reason))
+        files += found
+    return files, failures
+
+
+def _matching(pattern: Path, suffixes: Set[str]) -> list[tuple[Path, Path]]:
+    fixed = Path()
+    for part in pattern.parts[:-1]:
+        if glob.has_magic(part):
+            break
+        fixed /= part
+    found = map(Path, glob.iglob(str(pattern), recursive=True))
+    taken = sorted(path for path in found if path.suffix.lower() in suffixes and path.is_file())
+    return [(path, path.relative_to(fixed)) for path in taken]
 
 
 def _is_written(path: Path) -> bool:
@@ -172,25 +198,6 @@ def _is_animated(path: Path) -> bool:
         return False
 
 
-def _files(
-    inputs: Sequence[Path], output: Path, suffixes: Set[str]
-) -> tuple[list[tuple[Path, Path]], list[tuple[Path, str]]]:
-    """Return files and their names relative to what was named, and what has none."""
-    files, failures = [], []
-    what = "pictures or videos" if suffixes >= VIDEO_SUFFIXES else "pictures"
-    for input in inputs:
-        if input.is_dir():
-            found = list(_walk(input, output, suffixes))
-            if not found:
-                failures.append((input, f"no {what} in this folder"))
-            files += found
-        elif input.exists():
-            files.append((input, Path(input.name)))
-        else:
-            failures.append((input, "no such file or folder"))
-    return files, failures
-
-
 def _jobs(
     files: Iterable[tuple[Path, Path]],
     output: Path,
@@ -220,9 +227,9 @@ def _choose(source: Path, format: str | None, stills: bool) -> tuple[Kind, str]:
     return kind, extension
 
 
-def _walk(folder: Path, output: Path, suffixes: Set[str]) -> Iterator[tuple[Path, Path]]:
+def _walk(folder: Path, left_out: Path | None, suffixes: Set[str]) -> Iterator[tuple[Path, Path]]:
     """Yield files below ``folder`` and their relative names, results of former runs left out."""
-    skipped = output.resolve()
+    skipped = None if left_out is None else left_out.resolve()
     if skipped == folder.resolve():
         skipped = None
     for place, folders, files in os.walk(folder):
