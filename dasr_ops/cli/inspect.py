@@ -299,9 +299,12 @@ def _lines(found: Found) -> Iterator[str]:
 
 
 def _print(text: str) -> None:
-    """Print names of files, too, that the terminal has no letters for."""
+    """Print names of files, too, that the terminal has no letters for, while anybody reads."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:  # as behind `| head`; files that were asked for are written still
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _write(options: Inspect, found: list[Found], scheme: str, weights: Sequence[Path]) -> bool:
@@ -318,7 +321,7 @@ def _write(options: Inspect, found: list[Found], scheme: str, weights: Sequence[
         }
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         if options.json == Path("-"):
-            sys.stdout.write(text)
+            _print(text.rstrip())
         else:
             try:
                 with atomic_path(options.json, replace=options.overwrite) as temporary:
