@@ -272,7 +272,9 @@ def _tensor(color: np.ndarray) -> Any:
     import numpy as np
     import torch
 
-    lr = torch.from_numpy(color.astype(np.float32) / np.float32(np.iinfo(color.dtype).max))
+    values = color.astype(np.float32)
+    values /= np.float32(np.iinfo(color.dtype).max)  # in place: pictures may be large
+    lr = torch.from_numpy(values)
     return (lr.expand(3, -1, -1) if lr.dim() == 2 else lr.permute(2, 0, 1)).unsqueeze(0)
 
 
