@@ -169,6 +169,7 @@ def convert(
     destinations: Sequence[StrPath],
     *,
     half: bool = False,
+    labels: str | None = None,
     overwrite: bool = False,
 ) -> DASR:
     """Convert a pair of ``.pth`` files to one ``.safetensors`` file, or back.
@@ -177,6 +178,7 @@ def convert(
         sources: as in `load_dasr`.
         destinations: as in `save_dasr`; metadata is kept from ``.safetensors`` to ``.safetensors``.
         half: store float16.
+        labels: scheme of labels to write, where the sources do not name theirs, or a wrong one.
         overwrite: whether existing files are replaced; sources never are.
 
     Returns:
@@ -196,6 +198,8 @@ def convert(
     metadata = {}
     if len(sources) == 1 and Path(sources[0]).suffix == ".safetensors":
         metadata = read_metadata(sources[0])
+    if labels is not None:
+        model.label_scheme = metadata[LABELS_KEY] = labels
     save_dasr(model, *destinations, half=half, metadata=metadata, overwrite=overwrite)
     return model
 

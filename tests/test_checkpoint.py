@@ -178,6 +178,10 @@ def test_files_that_do_not_say_their_scheme_of_labels(model, tmp_path):
     assert load_dasr(*pair).label_scheme == label_scheme_of(*pair) == "official"
     convert(pair, [tmp_path / "one.safetensors"])
     assert load_dasr(tmp_path / "one.safetensors").label_scheme == "official"
+    convert(pair, [tmp_path / "mine.safetensors"], labels="unified")
+    assert load_dasr(tmp_path / "mine.safetensors").label_scheme == "unified"
+    convert([tmp_path / "mine.safetensors"], pair, labels="official", overwrite=True)
+    assert label_scheme_of(pair[1]) == "official"
     with pytest.raises(CheckpointError, match="no such file"):
         label_scheme_of(tmp_path / "none.pth")
     with pytest.raises(TypeError, match="label_scheme: expected a str, got None"):

@@ -344,6 +344,10 @@ def test_convert(tmp_path, weights, capsys):
     g, p, back = tmp_path / "g.pth", tmp_path / "p.pth", tmp_path / "back.safetensors"
     assert main(["convert", str(weights), "-o", str(g), str(p)]) == 0
     assert main(["convert", str(p), str(g), "-o", str(back), "--half"]) == 0
+    assert load_dasr(back).label_scheme == load_dasr(weights).label_scheme == "unified"
+    other = tmp_path / "other.safetensors"
+    assert main(["convert", str(p), str(g), "-o", str(other), "--labels", "official"]) == 0
+    assert load_dasr(other).label_scheme == "official"
     for name, tensor in load_dasr(weights).state_dict().items():
         assert torch.equal(load_dasr(g, p).state_dict()[name], tensor)
         assert torch.equal(load_dasr(back).state_dict()[name], tensor.half().float())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -246,6 +247,21 @@ def test_names_without_letters_for_them(weights, tmp_path, capsys, monkeypatch):
     assert json.loads((tmp_path / "a.json").read_text())["pictures"][0]["path"] == str(path)
 
 
+def test_a_reader_that_leaves(weights, tmp_path):
+    """As in `dasr inspect ... | head -1`."""
+    paths = [picture(tmp_path / f"{number}.png", (4, 4)) for number in range(3)]
+    arguments = ["inspect", *map(str, paths), "--weights", str(weights), "--device", "cpu"]
+    arguments += ["--json", str(tmp_path / "a.json")]
+    code = f"import sys; from dasr_ops.cli import main; sys.exit(main({arguments!r}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
+    process.stderr.close()
+    assert len(json.loads((tmp_path / "a.json").read_text())["pictures"]) == 3
+
+
 def test_plot_without_matplotlib(weights, tmp_path, monkeypatch, capsys):
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
@@ -263,7 +279,8 @@ def test_plot(weights, tmp_path, suffix):
     second = picture(tmp_path / "tall.png", (20, 200), "L")
     third = picture(tmp_path / "deep.png", (30, 30), "I;16")
     target = tmp_path / f"figure{suffix}"
-    assert run(first, second, third, "--weights", weights, "--plot", target) == 0
+    paths = (first, second, third) if suffix == ".png" else (first,)
+    assert run(*paths, "--weights", weights, "--plot", target) == 0
     begin = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix]
     assert target.read_bytes().startswith(begin)
     if suffix == ".png":

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dasr_ops.models import (
     DASR,
@@ -206,6 +207,8 @@ def test_types_and_gradients_are_kept():
     half = controls(v.detach().half())
     torch.testing.assert_close(half.double(), controls(v.detach()), rtol=0, atol=2e-3)
     assert controls(torch.zeros(0, 33)).shape == (0, 33)
+    elsewhere = controls(torch.zeros(2, 33, device="meta"))  # nothing is read, nothing is mixed up
+    assert elsewhere.device.type == "meta" and elsewhere.shape == (2, 33)
 
 
 def test_bad_controls_are_named():
@@ -280,6 +283,24 @@ def test_files_of_all_kinds(tmp_path):
             assert torch.equal(found, v)
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(numbers).encode())  # by an editor on Windows
     assert torch.equal(load_degradation(path), v)
+
+
+def test_files_of_dasr_degrade(tmp_path):
+    pytest.importorskip("tyro", reason="the commands parse their arguments by tyro")
+    from dasr_ops.cli import main
+
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(photos / "a.png")
+    assert main(["degrade", str(photos), "-o", str(out), "--scheme", "official", "--quiet"]) == 0
+    path = out / "severe" / "lr" / "a.json"
+    found = load_degradation(path, "official")
+    assert found[0].tolist() == json.loads(path.read_text())["v"]
+    with pytest.raises(DegradationError, match="label scheme 'official', the network's is"):
+        load_degradation(path, "unified")
+    with pytest.raises(DegradationError, match='expected a key "v"'):
+        load_degradation(out / "degrade.json")
 
 
 GOOD = [0.5] * 33

@@ -14,14 +14,18 @@ import pytest
 import torch
 from torch import nn
 
+from dasr_ops.models import load_dasr
 from dasr_ops.train.config import OptimizerConfig, ScheduleConfig
 from dasr_ops.train.engine.averaging import Average
 from dasr_ops.train.engine.checkpoints import Checkpoints, read
 from dasr_ops.train.engine.errors import TrainingError
 from dasr_ops.train.engine.interruption import Interruption, interruption
+from dasr_ops.train.engine.networks import build_restorer, export
 from dasr_ops.train.engine.optimizers import build_optimizer
 from dasr_ops.train.engine.processes import choose_device
 from dasr_ops.train.engine.schedules import factor
+
+from .training_tools import tiny
 
 
 def test_multistep_halves_at_each_milestone():
@@ -274,6 +278,15 @@ def test_a_second_ctrl_c_does_not_wait(monkeypatch):
     monkeypatch.setattr(asked, "_since", -math.inf)
     with pytest.raises(KeyboardInterrupt):
         asked.request(signal.SIGINT)
+
+
+@pytest.mark.parametrize("scheme", ["unified", "official"])
+def test_trained_networks_say_what_their_vectors_mean(tmp_path, scheme):
+    config = tiny(tmp_path, degradation__labels=scheme)
+    restorer = build_restorer(config)
+    assert restorer.network.label_scheme == scheme
+    (file,) = export(tmp_path, restorer, None, {"step": "0"})
+    assert load_dasr(file).label_scheme == scheme
 
 
 def test_schedule_is_a_function_of_its_settings():

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -30,6 +30,10 @@ class Convert:
     half: bool = False
     """Store float16: half the size; read back as float32."""
 
+    labels: Literal["auto", "unified", "official"] = "auto"
+    """What the degradation vector of the network means. auto: what the input says; .pth files that
+    do not say it are taken for the released ones (official), .safetensors for ours (unified)."""
+
     overwrite: bool = False
     """Replace files that exist."""
 
@@ -42,7 +46,13 @@ def main(argv: Sequence[str]) -> int:
     from dasr_ops.models.checkpoint import CheckpointError, convert
 
     try:
-        convert(options.inputs, options.output, half=options.half, overwrite=options.overwrite)
+        convert(
+            options.inputs,
+            options.output,
+            half=options.half,
+            labels=None if options.labels == "auto" else options.labels,
+            overwrite=options.overwrite,
+        )
     except FileExistsError as error:
         raise UsageError(f"{error}; see --overwrite") from None
     except (CheckpointError, OSError) as error:

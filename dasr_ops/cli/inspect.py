@@ -272,7 +272,9 @@ def _tensor(color: np.ndarray) -> Any:
     import numpy as np
     import torch
 
-    lr = torch.from_numpy(color.astype(np.float32) / np.float32(np.iinfo(color.dtype).max))
+    values = color.astype(np.float32)
+    values /= np.float32(np.iinfo(color.dtype).max)  # in place: pictures may be large
+    lr = torch.from_numpy(values)
     return (lr.expand(3, -1, -1) if lr.dim() == 2 else lr.permute(2, 0, 1)).unsqueeze(0)
 
 
@@ -299,9 +301,12 @@ def _lines(found: Found) -> Iterator[str]:
 
 
 def _print(text: str) -> None:
-    """Print names of files, too, that the terminal has no letters for."""
+    """Print names of files, too, that the terminal has no letters for, while anybody reads."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:  # as behind `| head`; files that were asked for are written still
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _write(options: Inspect, found: list[Found], scheme: str, weights: Sequence[Path]) -> bool:
@@ -318,7 +323,7 @@ def _write(options: Inspect, found: list[Found], scheme: str, weights: Sequence[
         }
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         if options.json == Path("-"):
-            sys.stdout.write(text)
+            _print(text.rstrip())
         else:
             try:
                 with atomic_path(options.json, replace=options.overwrite) as temporary:
