@@ -25,6 +25,7 @@ from dasr_ops.models import (
     load_degradation,
     save_dasr,
 )
+from dasr_ops.models.upscale import PREDICT_PIXELS
 from dasr_ops.train.degradations import LAYOUT, labels, sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -124,7 +125,7 @@ def test_folders_and_kinds_of_pictures(weights, tmp_path, capsys):
 
 
 def test_large_pictures_are_predicted_in_strips(weights, tmp_path, monkeypatch):
-    path = picture(tmp_path / "a.png", (700, 600))
+    path = picture(tmp_path / "a.png", (900, 700))
     seen = []
     features = Degradation_Predictor._features_of
 
@@ -134,7 +135,7 @@ def test_large_pictures_are_predicted_in_strips(weights, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Degradation_Predictor, "_features_of", spy)
     assert run(path, "--weights", weights) == 0
-    assert len(seen) > 1 and max(seen) <= 4 * 256**2
+    assert len(seen) > 1 and max(seen) <= PREDICT_PIXELS
 
 
 def test_bad_pictures_are_told_and_the_others_done(weights, tmp_path, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import UsageError
 
@@ -36,21 +36,38 @@ def separate(
     return tuple(weights[:count]), (*inputs, *weights[count:])
 
 
-def load_upscaler(weights: Sequence[Path], device: str | None) -> Upscaler:
-    """Load the networks, the package's own where no weights are given.
+def load_upscalers(
+    weights: Sequence[Path], devices: Sequence[str | None], **settings: Any
+) -> list[Upscaler]:
+    """Load the networks, the package's own where no weights are given, for each device.
+
+    Args:
+        weights: one or two files, or none.
+        devices: names of devices, None for the best there is; at least one.
+        **settings: of `Upscaler`.
 
     Raises:
-        UsageError: the weights or the device cannot be used.
+        UsageError: the weights, a device or a setting cannot be used.
     """
+    import copy
+
+    from dasr_ops.models import upscale
     from dasr_ops.models.checkpoint import CheckpointError
-    from dasr_ops.models.upscale import Upscaler
 
     try:
-        return Upscaler.from_pretrained(weights or None, device=device)
+        first = upscale.Upscaler.from_pretrained(weights or None, device="cpu", **settings)
     except CheckpointError as error:
         raise UsageError(f"--weights: {error}") from None
-    except (RuntimeError, AssertionError, ValueError) as error:
-        if device is None:
-            raise
-        first_line = str(error).strip().splitlines()[0]
-        raise UsageError(f"--device {device}: {first_line}") from None
+    except ValueError as error:
+        raise UsageError(str(error).removeprefix("Upscaler: ")) from None
+    upscalers = []
+    for number, device in enumerate(devices):
+        model = first.model if number == 0 else copy.deepcopy(first.model)
+        try:
+            upscalers.append(upscale.Upscaler(model, device=device, **settings))
+        except (RuntimeError, AssertionError) as error:
+            if device is None:
+                raise
+            first_line = str(error).strip().splitlines()[0]
+            raise UsageError(f"--device {device}: {first_line}") from None
+    return upscalers

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from . import EXIT_FAILURE, UsageError
-from ._weights import load_upscaler, separate
-from .plan import READ_SUFFIXES
+from ._weights import load_upscalers, separate
+from .plan import READ_SUFFIXES, find_files
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from dasr_ops.models.pictures import Picture
     from dasr_ops.models.upscale import Upscaler
     from dasr_ops.train.degradations import Readable
 
@@ -123,13 +124,14 @@ def main(argv: Sequence[str]) -> int:
     weights, inputs = separate(options.weights, options.inputs)
     if not inputs:
         raise UsageError("no picture and no folder given")
-    pictures, failures = _pictures(inputs)
+    files, failures = find_files(inputs, READ_SUFFIXES)
+    pictures = list(dict.fromkeys(path for path, _ in files))
     _check_targets(options, len(pictures))
     for path, reason in failures:
         print(f"error: {path}: {reason}", file=sys.stderr)
     if not pictures:
         return EXIT_FAILURE
-    upscaler = load_upscaler(weights, options.device)
+    upscaler = load_upscalers(weights, [options.device])[0]
     scheme = _scheme(options, upscaler)
     found: list[Found] = []
     failed = len(failures)
@@ -152,32 +154,6 @@ def main(argv: Sequence[str]) -> int:
     if found and not _write(options, found, scheme, weights):
         return EXIT_FAILURE
     return EXIT_FAILURE if failed else 0
-
-
-def _pictures(inputs: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Return the pictures, each once, and the inputs without any, each with the reason."""
-    pictures: dict[Path, None] = {}
-    failures = []
-    for input in inputs:
-        if input.is_dir():
-            below = list(_walk(input))
-            pictures |= dict.fromkeys(below)
-            if not below:
-                failures.append((input, "no pictures in this folder"))
-        elif input.exists():
-            pictures[input] = None
-        else:
-            failures.append((input, "no such file or folder"))
-    return list(pictures), failures
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(place) / name
-            if not name.startswith(".") and path.suffix.lower() in READ_SUFFIXES:
-                yield path
 
 
 def _check_targets(options: Inspect, count: int) -> None:
@@ -235,8 +211,8 @@ def _inspect(path: Path, upscaler: Upscaler, scheme: str, options: Inspect) -> F
     from dasr_ops.models import describe_prediction
 
     try:
-        color = _read(path)
-        prediction = upscaler.predict(_tensor(color))
+        picture = _read(path)
+        prediction = upscaler.predict_picture(picture)
         v, mixing = prediction.v.float().cpu(), prediction.weights.float().cpu()
     except PictureFailure:
         raise
@@ -249,33 +225,21 @@ def _inspect(path: Path, upscaler: Upscaler, scheme: str, options: Inspect) -> F
         raise PictureFailure("the network predicts infinities or NaN: its weights are broken")
     return Found(
         path=path,
-        size=(color.shape[1], color.shape[0]),
+        size=picture.size,
         v=v[0].tolist(),
         mixing=mixing[0].tolist(),
         readable=describe_prediction(v, scheme, options.level)[0],
-        thumbnail=_thumbnail(color) if options.plot is not None else None,
+        thumbnail=_thumbnail(picture.color) if options.plot is not None else None,
     )
 
 
-def _read(path: Path) -> np.ndarray:
-    """Read a picture as the network is shown it: uint8 or uint16, [H, W] or [H, W, 3]."""
+def _read(path: Path) -> Picture:
     from dasr_ops.models import pictures
 
     try:
-        return pictures.split(pictures.read_picture(path)).color
+        return pictures.read_picture(path)
     except pictures.PictureError as error:
         raise PictureFailure(str(error)) from None
-
-
-def _tensor(color: np.ndarray) -> Any:
-    """Return float32 [1, 3, H, W] in 0..1."""
-    import numpy as np
-    import torch
-
-    values = color.astype(np.float32)
-    values /= np.float32(np.iinfo(color.dtype).max)  # in place: pictures may be large
-    lr = torch.from_numpy(values)
-    return (lr.expand(3, -1, -1) if lr.dim() == 2 else lr.permute(2, 0, 1)).unsqueeze(0)
 
 
 def _thumbnail(color: np.ndarray) -> np.ndarray:

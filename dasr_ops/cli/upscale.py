@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from . import EXIT_FAILURE, UsageError
+from ._weights import load_upscalers, separate
 from .plan import Job, Kind, plan
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from dasr_ops.models.upscale import Edit, Upscaler
     from dasr_ops.models.video import VideoOptions
 
-_CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -136,7 +136,7 @@ class Upscale:
 def main(argv: Sequence[str]) -> int:
     """Run ``dasr upscale`` with the arguments ``argv`` and return its exit code."""
     options = tyro.cli(Upscale, args=list(argv), prog="dasr upscale")
-    weights, inputs = _separate(options.weights, options.inputs)
+    weights, inputs = separate(options.weights, options.inputs)
     if not inputs:
         raise UsageError("no picture, video or folder given")
     _check(options)
@@ -151,21 +151,6 @@ def main(argv: Sequence[str]) -> int:
     if todo:
         failed += _run(todo, options, weights)
     return EXIT_FAILURE if failed else 0
-
-
-def _separate(
-    weights: Sequence[Path], inputs: Sequence[Path]
-) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Hand back the pictures that follow ``--weights``, which takes as many names as there are."""
-    count = 0
-    while count < min(len(weights), 2) and weights[count].suffix in _CHECKPOINT_SUFFIXES:
-        count += 1
-    if weights and count == 0:
-        raise UsageError(
-            f"--weights {weights[0]}: expected a name that ends in one of "
-            f"{' '.join(_CHECKPOINT_SUFFIXES)}"
-        )
-    return tuple(weights[:count]), (*inputs, *weights[count:])
 
 
 def _check(options: Upscale) -> None:
@@ -202,10 +187,19 @@ def _todo(jobs: Sequence[Job], options: Upscale) -> list[Job]:
 
 def _run(jobs: Sequence[Job], options: Upscale, weights: Sequence[Path]) -> int:
     """Do the jobs and return how many failed."""
+    import torch
+
     from .dry_run import dry_run
     from .work import Settings, work
 
-    upscalers = _upscalers(options, weights)
+    upscalers = load_upscalers(
+        weights,
+        _devices(options),
+        scale=options.scale,
+        tile=options.tile,
+        overlap=options.overlap,
+        dtype=None if options.dtype == "auto" else getattr(torch, _DTYPES[options.dtype]),
+    )
     settings = Settings(
         degradation=_degradation(options, upscalers[0]),
         video=_video_options(options) if any(job.kind is Kind.VIDEO for job in jobs) else None,
@@ -218,65 +212,40 @@ def _run(jobs: Sequence[Job], options: Upscale, weights: Sequence[Path]) -> int:
     return work(jobs, upscalers, settings)
 
 
-def _upscalers(options: Upscale, weights: Sequence[Path]) -> list[Upscaler]:
-    """Return one for each device."""
-    import copy
-
+def _devices(options: Upscale) -> list[str | None]:
     import torch
 
-    from dasr_ops.models.checkpoint import CheckpointError, load_dasr
-    from dasr_ops.models.upscale import DEFAULT_WEIGHTS, Upscaler
-
-    if not weights and not DEFAULT_WEIGHTS.is_file():
-        raise UsageError(
-            "this build comes without weights (models/weights/small.safetensors is missing); "
-            "give --weights PATH"
-        )
-    names: list[str | None] = [None]
     if options.device is not None:
-        names = list(dict.fromkeys(name.strip() for name in options.device.split(",")))
-    elif torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
-        names = [f"cuda:{os.environ['LOCAL_RANK']}"]
-    try:
-        model = load_dasr(*(weights or (DEFAULT_WEIGHTS,)))
-    except CheckpointError as error:
-        raise UsageError(f"--weights: {error}") from None
-    upscalers = []
-    for name in names:
-        try:
-            upscalers.append(
-                Upscaler(
-                    copy.deepcopy(model) if len(names) > 1 else model,
-                    scale=options.scale,
-                    tile=options.tile,
-                    overlap=options.overlap,
-                    device=name,
-                    dtype=None
-                    if options.dtype == "auto"
-                    else getattr(torch, _DTYPES[options.dtype]),
-                )
-            )
-        except ValueError as error:
-            raise UsageError(str(error).removeprefix("Upscaler: ")) from None
-        except (RuntimeError, AssertionError) as error:
-            if options.device is None:
-                raise
-            first_line = str(error).strip().splitlines()[0]
-            raise UsageError(f"--device {name}: {first_line}") from None
-    return upscalers
+        return list(dict.fromkeys(name.strip() for name in options.device.split(",")))
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        return [f"cuda:{os.environ['LOCAL_RANK']}"]
+    return [None]
 
 
 def _degradation(options: Upscale, upscaler: Upscaler) -> Tensor | Edit | None:
-    from dasr_ops.models.controls import Controls, DegradationError, compose, load_degradation
+    from dasr_ops.models.controls import AXES, Controls, compose
+    from dasr_ops.models.degradation_files import DegradationError, load_degradation
+    from dasr_ops.train.degradations.vector import NUM_LABELS
 
     scheme = upscaler.model.label_scheme
-    v = None
-    if options.degradation is not None:
-        try:
-            v = load_degradation(options.degradation, scheme=scheme)
-        except DegradationError as error:
-            raise UsageError(f"--degradation: {error}") from None
-    return compose(v, Controls(options.denoise, options.deblur, options.dejpeg, scheme))
+    moved = any(getattr(options, axis) for axis in AXES)
+    length = upscaler.model.net_p.config["num_params"]
+    if (moved or options.degradation is not None) and length != NUM_LABELS:
+        raise UsageError(
+            f"--weights: a network that predicts {length} numbers instead of the {NUM_LABELS} of "
+            "DASR: nobody knows what they mean"
+        )
+    try:
+        v = None
+        if options.degradation is not None:
+            v = load_degradation(options.degradation, scheme)
+        if not moved:
+            return v
+        return compose(v, Controls(options.denoise, options.deblur, options.dejpeg, scheme))
+    except DegradationError as error:
+        raise UsageError(f"--degradation: {error}") from None
+    except ValueError as error:
+        raise UsageError(f"--weights: {error}") from None
 
 
 def _video_options(options: Upscale) -> VideoOptions:
