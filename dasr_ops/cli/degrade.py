@@ -164,12 +164,12 @@ def _jobs(options: Degrade) -> list[Job]:
         raise UsageError(f"{failures[0][0]}: {failures[0][1]}")
     return [
         Job(
-            source,
-            source.relative_to(folder).as_posix(),
-            output / "gt" / target.relative_to(output),
-            tuple(_tasks(options, target.relative_to(output))),
+            job.source,
+            job.source.relative_to(folder).as_posix(),
+            output / "gt" / job.target.relative_to(output),
+            tuple(_tasks(options, job.target.relative_to(output))),
         )
-        for source, target in placed
+        for job in placed
     ]
 
 
