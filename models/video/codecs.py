@@ -264,7 +264,8 @@ def configure(context: Any, encoder: Encoder, video: Any) -> None:
     context.pix_fmt = encoder.pixel_format
     context.time_base = video.time_base
     context.framerate = video.rate
-    context.sample_aspect_ratio = video.aspect
+    if video.aspect:
+        context.sample_aspect_ratio = video.aspect
     context.color_range = video.range_tag
     context.colorspace = video.matrix_tag
     context.color_primaries = video.primaries

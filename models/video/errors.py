@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
+
+_level = threading.Lock()
 
 MINIMUM_PYAV = (16, 0)
 """Oldest PyAV that copies attachments and chapters and names the colours of frames."""
@@ -14,6 +19,27 @@ class VideoError(ValueError):
 
 class VideoWarning(UserWarning):
     """Something about a video that could not be kept, or that deserves a second look."""
+
+
+def reason(error: BaseException) -> str:
+    """Return what an exception of PyAV says, in one line and without names of our own files."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+
+
+@contextmanager
+def messages() -> Iterator[list[str]]:
+    """Collect what FFmpeg's libraries say within the block, of this thread, errors only."""
+    av = import_av()
+    said: list[str] = []
+    with _level:
+        before = av.logging.get_level()
+        av.logging.set_level(av.logging.ERROR)
+        try:
+            with av.logging.Capture() as logs:
+                yield said
+        finally:
+            av.logging.set_level(before)
+            said.extend(" ".join(text.split()) for _, _, text in logs if text.strip())
 
 
 def import_av() -> ModuleType:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from .color import BT601
 from .errors import VideoError, import_av
 from .packets import read_packets
 from .plan import VideoPlan
-from .probe import Source, main_video, open_input
+from .probe import Source, is_cover, main_video, open_input, read_source
+from .reader import Warn
 from .streams import add_copy, add_video, container_tags, open_output, read_covers
 from .work import Segment, WorkFolder
 
@@ -70,6 +73,7 @@ def write_result(
             raise VideoError(f"the segments in {work.path} are those of another encoder")
         packets = heapq.merge(
             _video_packets(video, source, plan, work, segments, pts, last),
+            _covers(targets, covers),
             _copied_packets(input_, targets, source.shift, end, container),
             key=lambda pair: pair[0],
         )
@@ -127,6 +131,18 @@ def _video_packets(
             yield float(packet.dts * plan.time_base), packet
 
 
+def _covers(targets: dict[int, Any], covers: dict[int, bytes]) -> Iterator[tuple[float, Any]]:
+    av = import_av()
+    for index, data in covers.items():
+        if index in targets:
+            packet = av.Packet(data)
+            packet.time_base = Fraction(1, 1000)
+            packet.pts = packet.dts = 0
+            packet.is_keyframe = True
+            packet.stream = targets[index]
+            yield -math.inf, packet
+
+
 def _copied_packets(
     container: Any,
     targets: dict[int, Any],
@@ -136,11 +152,13 @@ def _copied_packets(
 ) -> Iterator[tuple[float, Any]]:
     import av
 
-    if not targets:
+    wanted = [container.streams[index] for index in targets]
+    wanted = [stream for stream in wanted if stream.type != "video" or not is_cover(stream)]
+    if not wanted:
         return
     strict = format_name in ("mp4", "mov")
     last: dict[int, int] = {}
-    packets = container.demux([container.streams[index] for index in targets])
+    packets = container.demux(wanted)
     while True:
         try:
             packet = next(packets, None)
@@ -179,8 +197,12 @@ def _chapters(container: Any, shift: Fraction, end: Fraction | None) -> list[dic
     return chapters
 
 
-def check_result(path: Path, plan: VideoPlan, source: Source, segments: Sequence[Segment]) -> None:
+def check_result(
+    path: Path, plan: VideoPlan, source: Source, segments: Sequence[Segment], warn: Warn
+) -> None:
     """Compare the frames of a finished file with those that were decoded.
+
+    Colours that this format cannot name for this encoder are said by ``warn``.
 
     Raises:
         VideoError: their number or their time stamps differ.
@@ -205,3 +227,14 @@ def check_result(path: Path, plan: VideoPlan, source: Source, segments: Sequence
     for number, (value, time) in enumerate(zip(found, times, strict=True)):
         if abs(value * time_base - time - moved) > time_base:
             raise VideoError(f"frame {number} was written with the wrong time stamp")
+    result = read_source(path)
+    colors = [
+        (BT601 if matrix == 5 else matrix, full)  # two names of one matrix
+        for matrix, full, _ in (result.colors, plan.colors)
+    ]
+    if result.layout.model == "yuv" and colors[0] != colors[1]:
+        warn(
+            "a file of this format cannot say that its colours are of matrix "
+            f"{plan.colors.matrix} and {'full' if plan.colors.full else 'limited'} range: players "
+            "may show others"
+        )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from .codecs import Encoder, choose_encoder, configure
 from .color import UNSPECIFIED, Colors
-from .errors import VideoError, import_av
+from .errors import VideoError, import_av, messages, reason
 from .options import VideoOptions
 from .probe import Source
 
@@ -89,19 +90,18 @@ def open_encoder(plan: VideoPlan) -> Any:
     av = import_av()
     encoder = plan.encoder
     context = av.CodecContext.create(encoder.name, "w")
-    said = ""
+    said: list[str] = []
+    if encoder.name == "libsvtav1":
+        os.environ.setdefault("SVT_LOG", "1")  # errors only
     try:
-        with av.logging.Capture() as logs:
-            try:
-                configure(context, encoder, plan)
-                context.open()
-            finally:
-                said = " ".join(" ".join(text.split()) for _, _, text in logs)[:200]
+        with messages() as said:
+            configure(context, encoder, plan)
+            context.open()
     except (av.error.FFmpegError, ValueError, OverflowError) as error:
         wishes = ", ".join(f"{key} {value}" for key, value in encoder.options.items())
         raise VideoError(
             f"{encoder.name} refuses {plan.size[0]}x{plan.size[1]} {encoder.pixel_format}"
-            f"{' with ' + wishes if wishes else ''}: {said or error}"
+            f"{' with ' + wishes if wishes else ''}: {'; '.join(said)[:200] or reason(error)}"
         ) from None
     unknown = [name for name in context.options if name in encoder.options]
     if unknown:

@@ -10,9 +10,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from .._messages import one_line
 from .color import BT709, BT2020, FULL_RANGE, UNSPECIFIED, Colors, usual_matrix
-from .errors import VideoError, import_av
+from .errors import VideoError, import_av, reason
 from .frames import Orientation, orientation_of
 from .layout import Layout, layout_of
 
@@ -129,10 +128,10 @@ def open_input(path: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise VideoError(f"{path} does not exist") from None
     except PermissionError as error:
-        raise VideoError(f"{path}: {one_line(error)}") from None
+        raise VideoError(f"{path}: {reason(error)}") from None
     except (OSError, ValueError) as error:
-        reason = "it is empty" if _is_empty(path) else one_line(error)
-        raise VideoError(f"{path} is no video, or broken: {reason}") from None
+        said = "it is empty" if _is_empty(path) else reason(error)
+        raise VideoError(f"{path} is no video, or broken: {said}") from None
     try:
         yield container
     finally:
@@ -241,9 +240,9 @@ def _first_frame(container: Any, stream: Any) -> Any:
                 for frame in packet.decode():
                     return frame
             except av.error.InvalidDataError as error:
-                failure = one_line(error)
+                failure = reason(error)
     except (av.error.FFmpegError, OSError) as error:
-        failure = one_line(error)
+        failure = reason(error)
     name = _name(container)
     if stream.codec_context.codec_tag in _ENCRYPTED_TAGS:
         raise VideoError(f"{name} is encrypted")

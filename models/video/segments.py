@@ -10,9 +10,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from .._messages import one_line
 from ..files import atomic_path
-from .errors import VideoError, import_av
+from .errors import VideoError, import_av, reason
 from .frames import make_frame
 from .packets import MAGIC, StoredPacket, write_packet
 from .plan import VideoPlan, open_encoder
@@ -65,10 +64,10 @@ class SegmentEncoder:
             elif self._encoder is not None:
                 self._finish(item)
         except av.error.FFmpegError as error:
-            raise VideoError(f"{self.plan.encoder.name} fails: {one_line(error)}") from None
+            raise VideoError(f"{self.plan.encoder.name} fails: {reason(error)}") from None
         except OSError as error:
             raise VideoError(
-                f"{self.work.path} cannot be written: {one_line(error)}; the finished segments are "
+                f"{self.work.path} cannot be written: {reason(error)}; the finished segments are "
                 "kept, and the same command goes on from there"
             ) from None
 

@@ -8,9 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .._messages import one_line
 from .codecs import configure
-from .errors import VideoError, import_av
+from .errors import VideoError, import_av, messages, reason
 from .plan import VideoPlan
 from .probe import Source, is_cover, open_input
 from .reader import Warn
@@ -148,10 +147,10 @@ def fitting_streams(
     covers = read_covers(source.path)
     with open_input(source.path) as input_:
         video = input_.streams[source.index]
-        reason = _try(scratch, container, covers, [], video, plan)
-        if reason is not None:
+        failure = _try(scratch, container, covers, [], video, plan)
+        if failure is not None:
             raise VideoError(
-                f"codec: a {container} file cannot hold what {plan.encoder.name} makes: {reason}"
+                f"codec: a {container} file cannot hold what {plan.encoder.name} makes: {failure}"
             )
         for stream in input_.streams:
             if stream.index == source.index:
@@ -161,22 +160,22 @@ def fitting_streams(
                 continue
             if is_cover(stream) and stream.index not in covers:
                 continue
-            reason = _try(scratch, container, covers, [stream])
-            if reason is None:
+            failure = _try(scratch, container, covers, [stream])
+            if failure is None:
                 fitting.append(stream.index)
                 if stream.type == "video" and not is_cover(stream):
                     warn(f"{what} is a second video: it is copied, not enlarged")
             elif stream.type == "audio":
                 raise VideoError(
-                    f"{what} does not fit into a {container} file ({reason}); one named .mkv "
+                    f"{what} does not fit into a {container} file ({failure}); one named .mkv "
                     "holds it"
                 )
             else:
-                warn(f"{what} does not fit into a {container} file and is left out ({reason})")
+                warn(f"{what} does not fit into a {container} file and is left out ({failure})")
         streams = [input_.streams[index] for index in fitting]
-        reason = _try(scratch, container, covers, streams, video, plan)
-        if reason is not None:
-            raise VideoError(f"a {container} file cannot hold these streams together: {reason}")
+        failure = _try(scratch, container, covers, streams, video, plan)
+        if failure is not None:
+            raise VideoError(f"a {container} file cannot hold these streams together: {failure}")
     return fitting
 
 
@@ -190,8 +189,9 @@ def _try(
 ) -> str | None:
     """Begin a file and return why that fails, or None."""
     av = import_av()
+    said: list[str] = []
     try:
-        with av.logging.Capture() as logs:
+        with messages() as said:
             output = av.open(f"file:{scratch}", "w", format=container)
             try:
                 if plan is not None:
@@ -203,8 +203,7 @@ def _try(
                 with suppress(Exception):
                     output.close()
     except (av.error.FFmpegError, ValueError, NotImplementedError) as error:
-        said = " ".join(" ".join(text.split()) for _, _, text in logs)[:200]
-        return said or one_line(error)
+        return "; ".join(said)[:200] or reason(error)
     finally:
         scratch.unlink(missing_ok=True)
     return None

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .._messages import one_line
 from ..files import atomic_path
 from .codecs import container_of
 from .color import from_rgb, to_plane, to_rgb, to_tensor
-from .errors import VideoError, VideoWarning, import_av
+from .errors import VideoError, VideoWarning, import_av, reason
 from .mux import check_result, write_result
 from .options import VideoOptions
 from .plan import VideoPlan, make_plan
@@ -132,12 +131,15 @@ def upscale_video(
             run.resume(finished)
             run.frames(resumed, total, progress)
             segments = work.segments()
-            _finish(target, container, facts, plan, work, segments, copied, options, replace)
+            _finish(
+                *(target, container, facts, plan, work, segments, copied, options, replace),
+                notes.add,
+            )
             work.remove()
     except OSError as error:
         if isinstance(error, FileExistsError):
             raise
-        raise VideoError(f"{target} cannot be written: {one_line(error)}") from None
+        raise VideoError(f"{target} cannot be written: {reason(error)}") from None
     finally:
         notes.say()
     return _summary(plan, segments, resumed, run.cuts)
@@ -281,6 +283,7 @@ def _finish(
     copied: list[int],
     options: VideoOptions,
     replace: bool,
+    warn: Callable[[str], None],
 ) -> None:
     """Put the file together, compare its frames with the source's, and move it into place."""
     import av
@@ -291,12 +294,12 @@ def _finish(
             *(result, container, source, plan, work, segments, copied),
             cut=options.max_frames is not None,
         )
-        check_result(result, plan, source, segments)
+        check_result(result, plan, source, segments, warn)
         with atomic_path(target, replace=replace) as temporary:
             result.replace(temporary)
     except av.error.FFmpegError as error:
         raise VideoError(
-            f"{target} cannot be written: {one_line(error)}; the finished segments are kept"
+            f"{target} cannot be written: {reason(error)}; the finished segments are kept"
         ) from None
     except VideoError as error:
         raise VideoError(f"{target}: {error}; the finished segments are kept") from None
