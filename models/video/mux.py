@@ -202,7 +202,7 @@ def check_result(
 ) -> None:
     """Compare the frames of a finished file with those that were decoded.
 
-    Colours that this format cannot name for this encoder are said by ``warn``.
+    Colours and pixel aspects that cannot be written for this encoder are said by ``warn``.
 
     Raises:
         VideoError: their number or their time stamps differ.
@@ -237,4 +237,11 @@ def check_result(
             "a file of this format cannot say that its colours are of matrix "
             f"{plan.colors.matrix} and {'full' if plan.colors.full else 'limited'} range: players "
             "may show others"
+        )
+    aspect = plan.aspect or Fraction(1)
+    if abs((result.aspect or 1) - aspect) > aspect / 200:
+        warn(
+            f"a file of this format cannot hold the pixel aspect of {aspect.numerator}:"
+            f"{aspect.denominator} beside {plan.encoder.name}: it will look distorted; .mp4 and "
+            ".mov can, and libx264 and libx265 in all formats"
         )
