@@ -1,0 +1,24 @@
+"""Enlarging video, with PyAV (``pip install 'dasr-ops[video]'``), imported on first use."""
+
+from __future__ import annotations
+
+from .codecs import CONTAINERS, encoders
+from .errors import VideoError, VideoWarning
+from .options import VideoOptions
+from .probe import VIDEO_SUFFIXES, VideoProbe, probe
+from .upscale import VideoSummary, upscale_video
+from .work import work_path
+
+__all__ = [
+    "CONTAINERS",
+    "VIDEO_SUFFIXES",
+    "VideoError",
+    "VideoOptions",
+    "VideoProbe",
+    "VideoSummary",
+    "VideoWarning",
+    "encoders",
+    "probe",
+    "upscale_video",
+    "work_path",
+]

@@ -1,0 +1,63 @@
+"""The errors and warnings of video, and the import of the optional package behind it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+_level = threading.Lock()
+
+MINIMUM_PYAV = (16, 0)
+"""Oldest PyAV that copies attachments and chapters and names the colours of frames."""
+
+
+class VideoError(ValueError):
+    """A video that cannot be read, enlarged or written; the message is one line."""
+
+
+class VideoWarning(UserWarning):
+    """Something about a video that could not be kept, or that deserves a second look."""
+
+
+def reason(error: BaseException) -> str:
+    """Return what an exception of PyAV says, in one line and without names of our own files."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+
+
+@contextmanager
+def messages() -> Iterator[list[str]]:
+    """Collect what FFmpeg's libraries say within the block, of this thread, errors only."""
+    av = import_av()
+    said: list[str] = []
+    with _level:
+        before = av.logging.get_level()
+        av.logging.set_level(av.logging.ERROR)
+        try:
+            with av.logging.Capture() as logs:
+                yield said
+        finally:
+            av.logging.set_level(before)
+            said.extend(" ".join(text.split()) for _, _, text in logs if text.strip())
+
+
+def import_av() -> ModuleType:
+    """Return PyAV.
+
+    Raises:
+        VideoError: it is missing, broken or too old.
+    """
+    try:
+        import av
+    except ImportError as error:
+        reason = "" if isinstance(error, ModuleNotFoundError) else f" ({error})"
+        raise VideoError(f"video needs PyAV{reason}: pip install 'dasr-ops[video]'") from None
+    version = tuple(int(part) for part in av.__version__.split(".")[:2] if part.isdecimal())
+    if version < MINIMUM_PYAV:
+        wanted = ".".join(map(str, MINIMUM_PYAV))
+        raise VideoError(
+            f"video needs PyAV {wanted} or later, got {av.__version__}: "
+            "pip install --upgrade 'dasr-ops[video]'"
+        )
+    return av

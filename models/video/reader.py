@@ -1,0 +1,180 @@
+"""Decoding: frame after frame with time stamps that an encoder accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .errors import VideoError, reason
+from .frames import read_planes
+from .probe import Source, open_input
+
+Warn = Callable[[str], None]
+
+
+class SourceFrame(NamedTuple):
+    """One decoded frame, not yet upright."""
+
+    number: int
+    """From 0."""
+    planes: list[np.ndarray]
+    pts: int
+    """Time stamp, in units of the time base of the source; they increase strictly."""
+    duration: int
+    """In the same units; 0 if unknown."""
+
+
+def count_packets(source: Source) -> int:
+    """Return how many frames the file holds, by reading but not decoding it."""
+    import av
+
+    count = 0
+    with open_input(source.path) as container:
+        try:
+            for packet in container.demux(container.streams[source.index]):
+                count += packet.size > 0 and not packet.is_discard
+        except (av.error.FFmpegError, OSError):
+            pass  # decoding will say it
+    return count
+
+
+def read_frames(source: Source, first: int, limit: int | None, warn: Warn) -> Iterator[SourceFrame]:
+    """Decode the video.
+
+    To go on in the middle all frames before are decoded too, and dropped: a seek would have to
+    trust key frames and time stamps to find exactly the same frame again, and decoding takes
+    little beside the network.
+
+    Args:
+        source: the stream.
+        first: number of the first frame wanted.
+        limit: where to stop, exclusive; None for the end.
+        warn: called with what is wrong with the file.
+
+    Raises:
+        VideoError: the file cannot be read.
+    """
+    decoder = _Decoder(source)
+    number = 0
+    clock = _Clock(source)
+    scaled = False
+    for frame in decoder:
+        if limit is not None and number >= limit:
+            return
+        pts, duration = clock.stamp(frame)
+        if number >= first:
+            size = (frame.width, frame.height)
+            if size != source.stored_size and not scaled:
+                scaled = True
+                warn(
+                    f"frame {number} is {size[0]}x{size[1]}: it and others are scaled to the "
+                    f"{source.stored_size[0]}x{source.stored_size[1]} of the first"
+                )
+            planes = read_planes(frame, source.layout, source.stored_size)
+            yield SourceFrame(number, planes, pts, duration)
+        number += 1
+    if decoder.failures:
+        warn(
+            f"{decoder.failures} parts of the file are broken and left out: {decoder.reason}; "
+            f"{number} frames could be decoded"
+        )
+    elif number < 0.98 * (source.declared_frames - decoder.discarded) - 2:  # AVI miscounts
+        warn(
+            f"the file should have {source.declared_frames} frames, {number} could be decoded: "
+            "it is cut off"
+        )
+    if clock.mended:
+        warn(f"{clock.mended} frames have no time stamp, or one out of order: mended")
+
+
+class _Decoder:
+    """All frames that can be decoded, and how many times something could not."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.failures = 0
+        self.discarded = 0
+        self.reason = ""
+
+    def __iter__(self) -> Iterator[Any]:
+        import av
+
+        with open_input(self.source.path) as container:
+            stream = container.streams[self.source.index]
+            stream.thread_type = "AUTO"
+            packets = container.demux(stream)
+            while True:
+                try:
+                    packet = next(packets, None)
+                except (av.error.FFmpegError, OSError) as error:
+                    self._note(error)
+                    packet = None
+                if packet is not None and packet.size == 0:
+                    if packet.pts is None and packet.dts is None:
+                        packet = None  # the end
+                    else:
+                        continue  # a dropped frame
+                if packet is not None and packet.is_discard:
+                    self.discarded += 1
+                try:
+                    frames = stream.decode(packet)
+                except av.error.EOFError:
+                    frames = []
+                except av.error.FFmpegError as error:
+                    self._note(error)
+                    frames = []
+                yield from frames
+                if packet is None:
+                    return
+
+    def _note(self, error: BaseException) -> None:
+        self.failures += 1
+        self.reason = self.reason or reason(error)
+
+
+class _Clock:
+    """Time stamps as they are, mended where they are missing or do not increase."""
+
+    def __init__(self, source: Source) -> None:
+        rate = source.rate or 25
+        self.usual = max(round(1 / (rate * source.time_base)), 1)
+        self.last: int | None = None
+        self.mended = 0
+
+    def stamp(self, frame: Any) -> tuple[int, int]:
+        pts, duration = frame.pts, int(frame.duration or 0)
+        if pts is None or (self.last is not None and pts <= self.last):
+            self.mended += 1
+            step = self.usual if pts is None else 1
+            pts = 0 if self.last is None else self.last + step
+        self.last = pts
+        return pts, duration
+
+
+def check_source(source: Source, warn: Warn) -> None:
+    """Say what is special about a source.
+
+    Raises:
+        VideoError: it cannot be enlarged.
+    """
+    from .color import HLG, PQ
+
+    if min(source.stored_size) < 1:
+        raise VideoError(f"{source.path} has pictures of no size")
+    if source.interlaced:
+        warn(
+            "the video is interlaced: fields are enlarged as if they were whole frames; better "
+            "deinterlace it first"
+        )
+    if source.transfer in (PQ, HLG):
+        name = "PQ" if source.transfer == PQ else "HLG"
+        warn(
+            f"the video is HDR ({name}): the network knows SDR only; tags are kept, mastering "
+            "metadata is not"
+        )
+    if source.layout.model == "yuv" and not source.colors.known:
+        warn(f"colour matrix {source.colors.matrix} is treated like Rec. 709")
+    if not source.exact_orientation:
+        warn("the video is turned by an angle that is no quarter turn: turned to the nearest")

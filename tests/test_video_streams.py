@@ -1,0 +1,254 @@
+"""What comes out of `upscale_video` beside the pixels: times, sound, subtitles, tags, colours."""
+
+from __future__ import annotations
+
+import warnings
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+pytest.importorskip("av", reason="PyAV is not installed")
+
+import av
+
+from dasr_ops.models.video import VideoOptions, VideoWarning, probe, upscale_video, work_path
+from dasr_ops.models.video.mux import decode_times
+
+from .video_tools import Plain, gray_frame, make_clip, packets, planes, times
+
+FAST = VideoOptions(preset="ultrafast", segment_frames=7)
+B_FRAMES = VideoOptions(preset="medium", segment_frames=7)
+
+
+@pytest.fixture
+def quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", VideoWarning)
+        yield
+
+
+def run(source, target, options=FAST, **kwargs):
+    summary = upscale_video(source, target, Plain(), options=options, **kwargs)
+    assert not work_path(target).exists()
+    assert [path.name for path in target.parent.glob(".*")] == []
+    return summary
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm"])
+def test_constant_rate(tmp_path, quiet, suffix):
+    source = make_clip(tmp_path / "in.mp4", 20)
+    target = tmp_path / f"out{suffix}"
+    seen = []
+    options = VideoOptions(preset="8", segment_frames=7) if suffix == ".webm" else B_FRAMES
+    summary = run(source, target, options, progress=lambda *at: seen.append(at))
+    assert summary.frames == 20 and summary.size == (128, 96) and summary.resumed == 0
+    assert summary.duration == pytest.approx(0.8)
+    assert times(target) == times(source)
+    assert seen == [(number, 20) for number in range(1, 21)]
+    facts = probe(target)
+    assert (facts.size, facts.fps, facts.frames) == ((128, 96), 25, 20)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("start", [0, 4096])
+def test_variable_rate_with_gaps_and_late_start(tmp_path, quiet, suffix, start):
+    """B-frames, segments whose neighbours are far apart, one frame alone in the last."""
+    steps = [512, 512, 1024, 512, 300, 700, 12800, 512, 100, 100, 100, 2048, 512, 1, 3]
+    pts = [start, *(start + int(value) for value in np.cumsum(steps))]
+    source = make_clip(tmp_path / "in.mp4", pts=pts, audio=("eng",))
+    target = tmp_path / f"out{suffix}"
+    options = VideoOptions(preset="medium", segment_frames=5)
+    assert run(source, target, options).frames == 16
+    found, wanted = times(target), times(source)
+    assert [time * 12800 for time in wanted] == pts
+    if suffix == ".mp4":
+        assert found == wanted
+        assert _sound_start(target) == _sound_start(source)
+    else:  # milliseconds, and no negative times: all streams move together
+        moved = _sound_start(target) - _sound_start(source)
+        assert 0 <= moved < Fraction(1, 10)
+        for time, exact in zip(found, wanted, strict=True):
+            assert abs(time - exact - moved) <= Fraction(1, 1000)
+
+
+def _sound_start(path):
+    with av.open(str(path)) as container:
+        packet = next(container.demux(container.streams.audio[0]))
+        return packet.pts * packet.time_base
+
+
+def test_all_else_is_copied(tmp_path, quiet):
+    plain = make_clip(tmp_path / "plain.mkv", 20, audio=("deu", "eng"))
+    source = tmp_path / "in.mkv"
+    font = bytes(range(256)) * 20
+    chapters = [
+        {
+            "id": 1,
+            "start": 0,
+            "end": 400,
+            "time_base": Fraction(1, 1000),
+            "metadata": {"title": "A"},
+        },
+        {
+            "id": 2,
+            "start": 400,
+            "end": 800,
+            "time_base": Fraction(1, 1000),
+            "metadata": {"title": "B"},
+        },
+    ]
+    with (
+        av.open(str(plain)) as old,
+        av.open(str(source), "w", container_options={"default_mode": "passthrough"}) as new,
+    ):
+        new.metadata["title"] = "A title"
+        new.metadata["artist"] = "Änne"
+        targets = [new.add_stream_from_template(stream, opaque=True) for stream in old.streams]
+        for stream, target in zip(old.streams, targets, strict=True):
+            target.metadata.update(stream.metadata)
+        targets[0].metadata["title"] = "Left camera"
+        targets[2].disposition = av.stream.Disposition.default | av.stream.Disposition.forced
+        words = new.add_stream("ass" if "ass" in av.codecs_available else "srt")
+        words.metadata["language"] = "fra"
+        words.codec_context.subtitle_header = b"[Script Info]\nScriptType: v4.00+\n"
+        new.add_attachment("letters.ttf", "application/x-truetype-font", font)
+        new.set_chapters(chapters)
+        for packet in old.demux():
+            if packet.size:
+                packet.stream = targets[packet.stream_index]
+                new.mux(packet)
+        line = av.Packet(b"0,0,Default,,0,0,0,,Hello")
+        line.time_base, line.pts, line.dts, line.duration = Fraction(1, 1000), 240, 240, 400
+        line.stream = words
+        new.mux(line)
+    target = tmp_path / "out.mkv"
+    run(source, target)
+    for index in range(2):
+        assert packets(target, "audio", index) == packets(source, "audio", index)
+    assert packets(target, "subtitles") == packets(source, "subtitles")
+    with av.open(str(source)) as old, av.open(str(target)) as new:
+        assert [stream.type for stream in new.streams] == [stream.type for stream in old.streams]
+        for before, after in zip(old.streams, new.streams, strict=True):
+            assert after.language == before.language
+            assert after.disposition == before.disposition
+            assert after.metadata.get("title") == before.metadata.get("title")
+        assert new.streams.attachments[0].data == font
+        assert new.streams.attachments[0].mimetype == "application/x-truetype-font"
+        assert new.metadata["title"] == "A title"
+        assert new.metadata["ARTIST"] == "Änne"
+        assert [
+            (float(c["start"] * c["time_base"]), float(c["end"] * c["time_base"]), c["metadata"])
+            for c in new.chapters()
+        ] == [(0.0, 0.4, {"title": "A"}), (0.4, 0.8, {"title": "B"})]
+
+
+def test_subtitles_that_do_not_fit_are_said(tmp_path):
+    plain = make_clip(tmp_path / "plain.mkv", 5)
+    source = tmp_path / "in.mkv"
+    with av.open(str(plain)) as old, av.open(str(source), "w") as new:
+        video = new.add_stream_from_template(old.streams.video[0], opaque=True)
+        new.add_attachment("letters.ttf", "application/x-truetype-font", b"font")
+        for packet in old.demux():
+            if packet.size:
+                packet.stream = video
+                new.mux(packet)
+    with pytest.warns(VideoWarning, match="attachment.*left out"):
+        run(source, tmp_path / "out.mp4")
+
+
+def test_audio_that_does_not_fit_is_an_error_before_the_work(tmp_path):
+    source = make_clip(tmp_path / "in.mp4", 5, audio=("eng",))
+    upscaler = Plain()
+    with pytest.raises(ValueError, match=r"stream 1 \(audio aac, eng\).*webm.*\.mkv"):
+        upscale_video(source, tmp_path / "out.webm", upscaler)
+    assert upscaler.seen == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4"]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_cover_is_copied_not_enlarged(tmp_path, quiet, suffix):
+    plain = make_clip(tmp_path / "plain.mp4", 6)
+    cover = make_clip(
+        tmp_path / "cover.mp4",
+        1,
+        codec="png",
+        pixel_format="rgb24",
+        size=(40, 40),
+        make=lambda number: gray_frame(0, (40, 40), "yuv444p").reformat(format="rgb24"),
+    )
+    source = tmp_path / "in.mp4"
+    with av.open(str(plain)) as old, av.open(str(cover)) as card, av.open(str(source), "w") as new:
+        video = new.add_stream_from_template(old.streams.video[0], opaque=True)
+        picture = new.add_stream_from_template(card.streams.video[0], opaque=True)
+        picture.disposition = av.stream.Disposition.attached_pic
+        for container, target in ((card, picture), (old, video)):
+            for packet in container.demux():
+                if packet.size:
+                    packet.stream = target
+                    new.mux(packet)
+    target = tmp_path / f"out{suffix}"
+    assert run(source, target).size == (128, 96)
+    assert packets(target, "video", 1) == packets(source, "video", 1)
+    with av.open(str(target)) as result:
+        assert result.streams.video[1].disposition & av.stream.Disposition.attached_pic
+
+
+def test_max_frames_cuts_sound_as_well(tmp_path, quiet):
+    source = make_clip(tmp_path / "in.mp4", 25, audio=("eng",))
+    target = tmp_path / "out.mp4"
+    summary = run(source, target, VideoOptions(preset="ultrafast", max_frames=10))
+    assert summary.frames == 10
+    assert times(target) == times(source)[:10]
+    with av.open(str(target)) as result:
+        sound = result.streams.audio[0]
+        assert 0.4 <= float(sound.duration * sound.time_base) < 0.5
+
+
+def test_transport_stream_starts_at_zero_and_in_sync(tmp_path, quiet):
+    source = make_clip(
+        *(tmp_path / "in.ts", 20),
+        audio=("eng",),
+        audio_codec="mp2",
+        container_options={"output_ts_offset": "10"},
+    )
+    target = tmp_path / "out.mp4"
+    run(source, target)
+    before, after = times(source), times(target)
+    assert before[0] >= 10
+    moved = after[0] - before[0]
+    for time, old in zip(after, before, strict=True):
+        assert abs(time - old - moved) <= Fraction(1, 90000)
+    assert abs(_sound_start(target) - _sound_start(source) - moved) <= Fraction(2, 16000)
+    assert min(after[0], _sound_start(target)) <= Fraction(1, 100)
+
+
+def test_decode_times_increase_and_precede():
+    pts = [0, 512, 1024, 9000, 9001, 9002, 9600]
+    order = [0, 1024, 512, 9000, 9002, 9001, 9600]
+    found = decode_times(pts, order, 512)
+    assert all(b > a for a, b in pairwise(found))
+    assert all(dts <= shown for dts, shown in zip(found, order, strict=True))
+    assert decode_times(pts, pts, 512) == pts
+
+
+def test_frames_without_order_get_one(tmp_path):
+    """Time stamps of raw H.264 do not exist."""
+    source = make_clip(tmp_path / "in.h264", 12, options={"bf": "0"})
+    target = tmp_path / "out.mp4"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VideoWarning)
+        assert run(source, target).frames == 12
+    found = times(target)
+    assert all(b > a for a, b in pairwise(found))
+
+
+def test_real_clip_with_everything_default(tmp_path, quiet):
+    source = make_clip(
+        tmp_path / "in.mkv", 9, codec="libvpx-vp9", audio=("eng",), audio_codec="libopus"
+    )
+    target = tmp_path / "out.webm"
+    assert run(source, target, VideoOptions(preset="8")).codec == "libvpx-vp9"
+    assert packets(target, "audio") == packets(source, "audio")
+    assert len(planes(target)) == 9
