@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ._check import Agreement
 from ._common import ExportError
-from ._onnx import Agreement, export_onnx
+from ._onnx import export_onnx
+from ._program import export_aoti, export_program
 
-__all__ = ["Agreement", "ExportError", "export_onnx"]
+__all__ = ["Agreement", "ExportError", "export_aoti", "export_onnx", "export_program"]

@@ -240,7 +240,7 @@ def add_generator(
 def build(model: Model, interface: Interface) -> onnx.ModelProto:
     """Return the model."""
     graph = Graph(interface.half)
-    free = interface.dynamic_batch or interface.predictor_only or isinstance(model, SRResNet)
+    free = interface.free_batch(model)
     batch = "batch" if free else 1
     network = model.net_g if isinstance(model, DASR) else model
     channels, scale = network.config["num_in_ch"], model.upscale

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..dasr import DASR
 from ..generator import SRResNet
 from ._common import Model
 
@@ -41,6 +40,10 @@ class Interface:
                 f"{owner}: model: expected a DASR, since a static SRResNet has no degradation as "
                 "an input or an output"
             )
+
+    def free_batch(self, model: Model) -> bool:
+        """Return whether any number of pictures goes in at a time."""
+        return self.dynamic_batch or self.predictor_only or isinstance(model, SRResNet)
 
     def run(self, network: Model, lr: Tensor, v: Tensor | None = None) -> list[Tensor]:
         """Return what a file of ``network`` should, computed by PyTorch."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .._messages import one_line
 from ..dasr import DASR
 from ..files import atomic_path
 from ..generator import SRResNet
+from ._check import Agreement, compare
 from ._common import (
     ExportError,
     Model,
@@ -21,29 +22,11 @@ from ._common import (
     check_half,
     check_model,
     describe,
-    frozen,
     require,
 )
 from ._interface import Interface
 
-SIZES = ((24, 32), (17, 23), (1, 5))
-"""Heights and widths at which a file is compared with PyTorch."""
-
 _LARGEST_FILE = 2**31 - 1
-_TOLERANCE = 1e-4
-_HALF_TOLERANCE = 2e-2
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far a file's results are from those of PyTorch."""
-
-    difference: float
-    """Largest absolute difference of any output at any size."""
-    largest: float
-    """Largest absolute value of the expected outputs."""
-    sizes: tuple[tuple[int, int], ...]
-    """Heights and widths of the inputs."""
 
 
 def export_onnx(
@@ -129,57 +112,18 @@ def export_onnx(
         onnx.checker.check_model(content, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"export_onnx: the graph is not valid: {one_line(error)}") from None
-    agreement = compare(content, model, interface) if check else None
+    agreement = None
+    if check:
+        session = _session(content)
+
+        def run(arguments: dict[str, Tensor]) -> list[Tensor]:
+            feeds = {name: tensor.numpy() for name, tensor in arguments.items()}
+            return [torch.from_numpy(array) for array in session.run(None, feeds)]
+
+        agreement = compare("export_onnx", run, model, interface)
     with atomic_path(path, replace=overwrite) as temporary:
         temporary.write_bytes(content)
     return agreement
-
-
-def compare(content: bytes, model: Model, interface: Interface) -> Agreement:
-    """Run a file in onnxruntime and compare it with PyTorch in float64.
-
-    Raises:
-        ExportError: it does not load, or results differ by more than rounding.
-    """
-    session = _session(content)
-    network, exact = frozen(model), frozen(model).double()
-    generator = torch.Generator().manual_seed(0)
-    difference = largest = noise = 0.0
-    for number, (height, width) in enumerate(SIZES):
-        batch = 1 + number if "batch" in session.get_inputs()[0].shape else 1
-        lr = torch.rand(batch, channels(model), height, width, generator=generator)
-        v = None
-        if interface.degradation_input:
-            v = torch.rand(batch, model.net_p.config["num_params"], generator=generator)
-        feeds = {"lr": lr} if v is None else {"lr": lr, "degradation": v}
-        found = session.run(None, {name: tensor.numpy() for name, tensor in feeds.items()})
-        with torch.no_grad():
-            rounded = interface.run(network, lr, v)
-            expected = interface.run(exact, lr.double(), None if v is None else v.double())
-        for own, reference, result in zip(rounded, expected, found, strict=True):
-            result = torch.from_numpy(result).double()
-            if result.shape != reference.shape:
-                raise ExportError(
-                    f"export_onnx: at {height}x{width} onnxruntime returns "
-                    f"{list(result.shape)} instead of {list(reference.shape)}"
-                )
-            if not torch.isfinite(result).all():
-                reason = "; float16 is too narrow for these weights" if interface.half else ""
-                raise ExportError(
-                    f"export_onnx: at {height}x{width} onnxruntime returns infinities or "
-                    f"NaN{reason}"
-                )
-            difference = max(difference, float((result - reference).abs().max()))
-            noise = max(noise, float((own.double() - reference).abs().max()))
-            largest = max(largest, float(reference.abs().max()))
-    # Networks whose terms cancel round more than others, in PyTorch too.
-    allowed = max((_HALF_TOLERANCE if interface.half else _TOLERANCE) * max(largest, 1), 16 * noise)
-    if not difference <= allowed:
-        raise ExportError(
-            f"export_onnx: onnxruntime's results differ from PyTorch's by {difference:.2g}, "
-            f"expected at most {allowed:.2g}"
-        )
-    return Agreement(difference, largest, SIZES)
 
 
 def _session(content: bytes) -> Any:
