@@ -15,6 +15,7 @@ from ..version import __version__
 COMMANDS = {
     "upscale": (".upscale", "magnify pictures"),
     "convert": (".convert", "convert weights between .safetensors and pairs of .pth files"),
+    "export": (".export", "write networks for other programs: ONNX, torch.export, static ones"),
     "eval": (".evaluate", "score networks or pictures against ground truth"),
     "train": (".train", "train a network"),
     "degrade": (".degrade", "make test sets of degraded pictures"),
