@@ -16,6 +16,7 @@ COMMANDS = {
     "upscale": (".upscale", "magnify pictures"),
     "inspect": (".inspect", "show the degradation that the network sees in pictures"),
     "convert": (".convert", "convert weights between .safetensors and pairs of .pth files"),
+    "export": (".export", "write networks for other programs: ONNX, torch.export, static ones"),
     "eval": (".evaluate", "score networks or pictures against ground truth"),
     "train": (".train", "train a network"),
     "degrade": (".degrade", "make test sets of degraded pictures"),
