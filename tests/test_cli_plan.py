@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from dasr_ops.cli import UsageError
-from dasr_ops.cli.plan import READ_SUFFIXES, WRITTEN_SUFFIXES, Kind, plan
-from dasr_ops.models.pictures import FORMATS
+from dasr_ops.cli.plan import Kind, plan
 
 
 def _touch(folder: Path, *names: str) -> list[Path]:
@@ -23,11 +22,6 @@ def _touch(folder: Path, *names: str) -> list[Path]:
 
 def _names(jobs, root: Path) -> dict[str, str]:
     return {str(s.relative_to(root)): str(t.relative_to(root)) for s, t, *_ in jobs}
-
-
-def test_suffixes_are_those_that_can_be_written():
-    assert set(WRITTEN_SUFFIXES) == set(FORMATS)
-    assert set(WRITTEN_SUFFIXES) <= READ_SUFFIXES
 
 
 def test_trees_are_mirrored(tmp_path):

@@ -37,6 +37,5 @@ def _size(job: Job) -> tuple[int, int]:
     if job.kind is Kind.VIDEO:
         from dasr_ops.models.video import probe
 
-        found = probe(job.source)
-        return found.width, found.height
+        return probe(job.source).size
     return pictures.read_size(job.source)

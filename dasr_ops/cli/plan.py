@@ -10,35 +10,26 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
+from dasr_ops.models.pictures import ANIMATION_FORMATS, FORMATS
+from dasr_ops.models.video import CONTAINERS, VIDEO_SUFFIXES
+
 from . import UsageError
 
-WRITTEN_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif")
-"""Suffixes of files that results can be written to."""
+WRITTEN_SUFFIXES = tuple(FORMATS)
+"""Suffixes of pictures that results can be written to."""
 
 READ_SUFFIXES = frozenset(
     (
         *WRITTEN_SUFFIXES,
-        *(".gif", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"),
+        *(".gif", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".pam"),
         *(".tga", ".pcx", ".ico", ".psd", ".dib", ".dds", ".qoi", ".sgi", ".apng", ".mpo"),
+        *(".jxl", ".heic", ".heif"),
     )
 )
 """Suffixes of pictures that are taken from folders; files named one by one may have any."""
 
-ANIMATED_SUFFIXES = (".gif", ".webp", ".png", ".apng")
-"""Suffixes of files that hold animations, and that animations can be written to."""
-
-WRITTEN_VIDEO_SUFFIXES = (".mp4", ".m4v", ".mkv", ".mov", ".webm")
-"""Suffixes of videos that results can be written to."""
-
-VIDEO_SUFFIXES = frozenset(
-    (
-        *WRITTEN_VIDEO_SUFFIXES,
-        *(".avi", ".wmv", ".flv", ".mpg", ".mpeg", ".m2ts", ".mts", ".vob", ".3gp", ".ogv"),
-    )
-)
-"""Suffixes of videos that are taken from folders."""
-
-_NAMED_VIDEO_SUFFIXES = VIDEO_SUFFIXES | {".ts"}  # in folders mostly TypeScript
+FOLDER_VIDEO_SUFFIXES = VIDEO_SUFFIXES - {".ts"}
+"""Suffixes of videos that are taken from folders, where .ts is mostly TypeScript."""
 
 
 class Kind(enum.Enum):
@@ -84,7 +75,7 @@ def plan(
     """
     if any(separator in suffix for separator in ("/", os.sep)):
         raise UsageError(f"--suffix: expected part of a file name, got {suffix!r}")
-    suffixes = READ_SUFFIXES if stills else READ_SUFFIXES | VIDEO_SUFFIXES
+    suffixes = READ_SUFFIXES if stills else READ_SUFFIXES | FOLDER_VIDEO_SUFFIXES
     named = _is_file_name(inputs, output)
     if not named:
         if output.exists() and not output.is_dir():
@@ -125,7 +116,7 @@ def find_files(
     """
     files: list[tuple[Path, Path]] = []
     failures = []
-    what = "pictures or videos" if suffixes >= VIDEO_SUFFIXES else "pictures"
+    what = "pictures or videos" if suffixes >= FOLDER_VIDEO_SUFFIXES else "pictures"
     for input in inputs:
         found: list[tuple[Path, Path]] = []
         if input.is_dir():
@@ -156,7 +147,7 @@ def _matching(pattern: Path, suffixes: Set[str]) -> list[tuple[Path, Path]]:
 
 
 def _is_written(path: Path) -> bool:
-    return path.suffix.lower() in (*WRITTEN_SUFFIXES, *ANIMATED_SUFFIXES, *WRITTEN_VIDEO_SUFFIXES)
+    return path.suffix.lower() in (*WRITTEN_SUFFIXES, *ANIMATION_FORMATS, *CONTAINERS)
 
 
 def _is_file_name(inputs: Sequence[Path], output: Path) -> bool:
@@ -167,10 +158,10 @@ def _is_file_name(inputs: Sequence[Path], output: Path) -> bool:
 
 def _named_job(source: Path, target: Path, stills: bool) -> Job:
     kind, suffix = _kind(source, stills), target.suffix.lower()
-    if (kind is Kind.VIDEO) != (suffix in WRITTEN_VIDEO_SUFFIXES):
+    if (kind is Kind.VIDEO) != (suffix in CONTAINERS):
         what = "a video" if kind is Kind.VIDEO else "a picture"
         raise UsageError(f"-o {target}: {source} is {what}, which such a file does not hold")
-    if kind is Kind.ANIMATION and suffix not in ANIMATED_SUFFIXES:
+    if kind is Kind.ANIMATION and suffix not in ANIMATION_FORMATS:
         kind = Kind.PICTURE  # its first frame
     if kind is Kind.PICTURE and suffix not in WRITTEN_SUFFIXES:
         raise UsageError(f"-o {target}: {source} has one frame, and {suffix} is for animations")
@@ -181,9 +172,9 @@ def _kind(path: Path, stills: bool) -> Kind:
     suffix = path.suffix.lower()
     if stills:
         return Kind.PICTURE
-    if suffix in _NAMED_VIDEO_SUFFIXES:
+    if suffix in VIDEO_SUFFIXES:
         return Kind.VIDEO
-    if suffix in ANIMATED_SUFFIXES and _is_animated(path):
+    if suffix in ANIMATION_FORMATS and _is_animated(path):
         return Kind.ANIMATION
     return Kind.PICTURE
 
@@ -217,10 +208,10 @@ def _choose(source: Path, format: str | None, stills: bool) -> tuple[Kind, str]:
     """Return what ``source`` is taken for, and the suffix of its result."""
     kind, extension = _kind(source, stills), source.suffix
     if kind is Kind.VIDEO:
-        return kind, extension if extension.lower() in WRITTEN_VIDEO_SUFFIXES else ".mkv"
+        return kind, extension if extension.lower() in CONTAINERS else ".mkv"
     if format is not None:
         extension = f".{format}"
-        if kind is Kind.ANIMATION and extension not in ANIMATED_SUFFIXES:
+        if kind is Kind.ANIMATION and extension not in ANIMATION_FORMATS:
             kind = Kind.PICTURE
     if kind is Kind.PICTURE and extension.lower() not in WRITTEN_SUFFIXES:
         extension = ".png"

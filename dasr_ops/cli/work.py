@@ -19,6 +19,7 @@ from dasr_ops.models._messages import one_line
 from dasr_ops.models.animation import upscale_animation
 from dasr_ops.models.tiling import is_out_of_memory
 from dasr_ops.models.upscale import NonFiniteError
+from dasr_ops.models.video.errors import VideoError
 
 from .plan import Job, Kind
 
@@ -275,7 +276,8 @@ class _Worker:
             replace=self._settings.overwrite,
             progress=lambda done, total: progress(done, total or 0),
         )
-        self._report.success(job, summary.frames * summary.width * summary.height)
+        width, height = summary.size
+        self._report.success(job, (summary.frames - summary.resumed) * width * height)
 
     def _write(self, job: Job, result: Picture) -> None:
         def write() -> None:
@@ -312,7 +314,7 @@ class _Worker:
 def _reason(error: Exception, job: Job) -> str:
     if is_out_of_memory(error):
         return "not enough memory; a smaller --tile needs less"
-    if isinstance(error, (pictures.PictureError, NonFiniteError)):
+    if isinstance(error, (pictures.PictureError, NonFiniteError, VideoError)):
         return one_line(error)
     if isinstance(error, OSError):
         return f"{job.target} cannot be written: {error.strerror or error}"
