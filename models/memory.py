@@ -48,6 +48,7 @@ def choose_tile(
     element_size: int,
     device: torch.device,
     batch: int = 1,
+    reserved: int = 0,
 ) -> tuple[int, int]:
     """Choose how many LR rows and columns the network sees at a time, context included.
 
@@ -58,6 +59,7 @@ def choose_tile(
         element_size: bytes of a number of its features.
         device: where it runs.
         batch: pictures at a time.
+        reserved: bytes of the free memory that the result is going to take.
 
     Returns:
         Rows and columns. A tile takes at most a quarter of the free memory, and 1 GiB on a CPU,
@@ -65,7 +67,7 @@ def choose_tile(
     """
     rgb = 3 * 4 * batch
     tile_bytes = TILE_BYTES.get(device.type, TILE_BYTES_ELSEWHERE)
-    tile_bytes = min(tile_bytes, int(free_bytes(device) * _SHARE))
+    tile_bytes = min(tile_bytes, int((free_bytes(device) - reserved) * _SHARE))
     per_pixel = _MAPS * batch * channels * element_size + 2 * rgb * scale**2
     pixels = max(tile_bytes // per_pixel, LEAST_TILE**2)
     most_rows = max(BAND_BYTES // (rgb * scale**2 * width), LEAST_TILE)

@@ -345,6 +345,10 @@ class Upscaler:
             element_size=self.dtype.itemsize,
             device=self.device,
             batch=batch,
+            # Results of pictures and arrays are kept by the CPU, in no more than 16 bits.
+            reserved=6 * batch * math.prod(self.output_size(width, height))
+            if self.device.type == "cpu"
+            else 0,
         )
         least = 4 * self.overlap
         return max(rows, least), max(columns, least)

@@ -37,6 +37,8 @@ def test_what_memory_allows_is_used(monkeypatch):
     assert rows * columns > 0.9 * (1 << 30) / (5 * 64 * 4 + 2 * 12 * 16)
     half = _choose(4000, 6000, free, monkeypatch, element_size=2)
     assert half[0] * half[1] > 1.5 * rows * columns
+    kept = _choose(4000, 6000, 4 << 30, monkeypatch, reserved=2 << 30)
+    assert kept[0] * kept[1] < 0.6 * rows * columns
     both = _choose(4000, 6000, free, monkeypatch, batch=2)
     assert both[0] * both[1] < 0.6 * rows * columns
 
