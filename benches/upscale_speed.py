@@ -25,31 +25,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from dasr_ops.bench.machine import describe
 from dasr_ops.bench.networks import OfficialDASR
 from dasr_ops.bench.peers import ANIMEVIDEO, X4PLUS, NcnnError, realesrgan
 from dasr_ops.bench.peers.ncnn import read_network
 from dasr_ops.bench.peers.ncnn_run import run_network
+from dasr_ops.bench.pipelines import SCALE, Subject, ours, peer, picture, program, write_picture
 from dasr_ops.bench.startup import profile_imports, time_processes
-from dasr_ops.cli import main as dasr
 from dasr_ops.models import DASR, load_dasr, save_dasr
 from dasr_ops.models.files import atomic_path
 from dasr_ops.models.upscale import DEFAULT_WEIGHTS
 
-SCALE = 4
 OURS_SMALL, OURS = "dasr upscale, shipped weights", "dasr upscale, official size"
 OFFICIAL, OFFICIAL_LAST = "official DASR", "official DASR, channels_last"
 STATIC_SMALL, STATIC = "static SRResNet, shipped size", "static SRResNet, official size"
+NCNN = ", ncnn"
 BASELINES = (OURS_SMALL, OURS)
 _NAMES = {
     "small": OURS_SMALL,
@@ -59,94 +56,13 @@ _NAMES = {
     "static-small": STATIC_SMALL,
     "static": STATIC,
     "x4plus": X4PLUS,
+    "x4plus-ncnn": X4PLUS + NCNN,
     "animevideo": ANIMEVIDEO,
+    "animevideo-ncnn": ANIMEVIDEO + NCNN,
 }
 _TOLERANCE = 1e-4  # of the largest value; Winograd's transforms err by 3e-6 in each of 37 layers
+_NCNN_LEVELS = 0.02 * 255  # it computes in 16 bits where that is faster, and pads otherwise
 _LEVELS = 0.1  # mean difference of pictures: rounding of some values, and blended seams
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One way to magnify."""
-
-    pipeline: Callable[[Path, Path], None]
-    """Reads a picture and writes another."""
-    network: Callable[[Tensor], Tensor]
-    """Maps a tile [1, 3, H, W] to [1, 3, 4 H, 4 W]."""
-
-
-def ours(weights: Path, tile: int) -> Subject:
-    """Return ``dasr upscale`` with weights of a file."""
-
-    def pipeline(source: Path, target: Path) -> None:
-        arguments = ["upscale", str(source), "-o", str(target), "--weights", str(weights)]
-        code = dasr([*arguments, "--tile", str(tile), "--overwrite", "--quiet"])
-        if code:
-            raise RuntimeError(f"dasr {' '.join(arguments)}: exit code {code}")
-
-    return Subject(pipeline, load_dasr(weights).eval())
-
-
-def peer(
-    network: nn.Module, tile: int, context: int, memory_format: torch.memory_format
-) -> Subject:
-    """Return the plainest pipeline around a network.
-
-    Args:
-        network: maps [1, 3, h, w]; one with ``predict`` maps them with what that returns for the
-            whole picture.
-        tile: side of a tile, context included; 0 for the whole picture.
-        context: LR pixels on each side of a tile that are cut off again.
-        memory_format: of pictures and parameters.
-    """
-    network = network.to(memory_format=memory_format).eval()
-
-    def run(lr: Tensor) -> Tensor:
-        return network(lr.contiguous(memory_format=memory_format))
-
-    def pipeline(source: Path, target: Path) -> None:
-        with Image.open(source) as image:
-            pixels = torch.from_numpy(np.array(image.convert("RGB")))
-        lr = pixels.permute(2, 0, 1).unsqueeze(0).float() / 255
-        lr = lr.contiguous(memory_format=memory_format)
-        tiled = run
-        if hasattr(network, "predict"):
-            weights = network.predict(lr)
-
-            def tiled(lr: Tensor) -> Tensor:
-                return network(lr.contiguous(memory_format=memory_format), weights)
-
-        output = magnify(tiled, lr, tile, context)
-        values = output.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
-        Image.fromarray(values[0].permute(1, 2, 0).contiguous().numpy()).save(target)
-
-    return Subject(pipeline, run)
-
-
-def magnify(network: Callable[[Tensor], Tensor], lr: Tensor, tile: int, context: int) -> Tensor:
-    """Magnify tile by tile; tiles are put side by side without blending."""
-    output = lr.new_empty(1, 3, lr.shape[2] * SCALE, lr.shape[3] * SCALE)
-    for top, bottom, first, last in _spans(lr.shape[2], tile, context):
-        for left, right, start, stop in _spans(lr.shape[3], tile, context):
-            enlarged = network(lr[:, :, top:bottom, left:right])
-            kept = enlarged[
-                :,
-                :,
-                (first - top) * SCALE : (last - top) * SCALE,
-                (start - left) * SCALE : (stop - left) * SCALE,
-            ]
-            rows, columns = slice(first * SCALE, last * SCALE), slice(start * SCALE, stop * SCALE)
-            output[:, :, rows, columns] = kept
-    return output
-
-
-def _spans(size: int, tile: int, context: int) -> list[tuple[int, int, int, int]]:
-    """Return what each tile reads and keeps, as even as those of ``dasr upscale``."""
-    if tile == 0 or size <= tile:
-        return [(0, size, 0, size)]
-    count = -(-size // (tile - 2 * context))
-    edges = [size * i // count for i in range(count + 1)]
-    return [(max(a - context, 0), min(b + context, size), a, b) for a, b in pairwise(edges)]
 
 
 def build(
@@ -159,6 +75,7 @@ def build(
     last, first = torch.channels_last, torch.contiguous_format
     subjects: dict[str, Subject] = {}
     errors: dict[str, float] = {}
+    levels: dict[str, float] = {}
     missing: dict[str, str] = {}
     networks = {name: load_dasr(path).eval() for name, path in weights.items()}
     test = picture(48, 40)
@@ -183,17 +100,25 @@ def build(
             subjects[name] = peer(network, tile, context, last)
             errors[name] = difference(subjects[name].network(test), expected[origin])
         else:
+            model = name.removesuffix(NCNN)
             try:
-                layers = read_network(*realesrgan.find_weights(name, peers))
-            except (FileNotFoundError, NcnnError) as error:
+                layers = read_network(*realesrgan.find_weights(model, peers))
+                if name == model:
+                    subjects[name] = peer(realesrgan.from_layers(layers), tile, context, last)
+                else:
+                    subjects[name] = program(model, tile, context, peers)
+            except (FileNotFoundError, ImportError, NcnnError) as error:
                 missing[name] = str(error)
                 continue
-            subjects[name] = peer(realesrgan.from_layers(layers), tile, context, last)
-            want = run_network(layers, test)
-            errors[name] = difference(subjects[name].network(test), want)
-    for name, error in errors.items():
-        if not error <= _TOLERANCE:
-            raise RuntimeError(f"{name}: error {error:.1e}, expected at most {_TOLERANCE:.0e}")
+            found, want = subjects[name].network(test), run_network(layers, test)
+            if name == model:
+                errors[name] = difference(found, want)
+            else:
+                levels[name] = (found - want.clamp(0, 1)).abs().mean().item() * 255
+    for found, bound in ((errors, _TOLERANCE), (levels, _NCNN_LEVELS)):
+        for name, error in found.items():
+            if not error <= bound:
+                raise RuntimeError(f"{name}: error {error:.1e}, expected at most {bound:.0e}")
     return subjects, errors, missing
 
 
@@ -217,21 +142,6 @@ def check_pictures(files: dict[str, Path]) -> None:
             raise RuntimeError(f"{name}: {distance:.2f} levels from {OURS}, expected {_LEVELS}")
 
 
-def picture(height: int, width: int) -> Tensor:
-    """Return [1, 3, height, width], 0..1: octaves of noise, with the spectrum of photographs."""
-    generator = torch.Generator().manual_seed(0)
-    result, octave = torch.zeros(1, 3, height, width), 1.0
-    for step in (128, 64, 32, 16, 8, 4, 2, 1):
-        rows, columns = -(-height // step) + 1, -(-width // step) + 1
-        coarse = torch.rand(1, 3, rows, columns, generator=generator)
-        result += octave * F.interpolate(
-            coarse, (height, width), mode="bilinear", align_corners=False
-        )
-        octave *= 0.6
-    low, high = result.aminmax()
-    return (result - low) / (high - low)
-
-
 def start(folder: Path, tile: int, rounds: int) -> dict[str, object]:
     """Time ``dasr upscale`` of one tile as a process, and say what its imports cost."""
     source, target = folder / "tile.png", folder / "tile-x4.png"
@@ -249,12 +159,6 @@ def start(folder: Path, tile: int, rounds: int) -> dict[str, object]:
     imports = profile_imports("import dasr_ops.cli.upscale, dasr_ops.models.upscale, tqdm, PIL")
     costly = sorted(imports, key=lambda entry: -entry.total)[:40]
     return {"tile": tile, "seconds": seconds, "imports": [entry._asdict() for entry in costly]}
-
-
-def write_picture(image: Tensor, path: Path) -> None:
-    """Write a picture [1, 3, H, W], 0..1."""
-    pixels = (image[0] * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
-    Image.fromarray(pixels.numpy()).save(path)
 
 
 def measure(
@@ -311,7 +215,8 @@ def table(report: dict) -> str:
         cells += [_ratio(seconds, name, base, "pipeline") for base in baselines]
         cells.append(f"{statistics.median(times['network']) / tile:.3f}")
         cells += [_ratio(seconds, name, base, "network") for base in baselines]
-        cells.append(f"{report['errors'][name]:.0e}")
+        error = report["errors"].get(name)
+        cells.append("" if error is None else f"{error:.0e}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += [f"\nNot measured: {name}: {reason}" for name, reason in report["missing"].items()]
     start = report["start"]
