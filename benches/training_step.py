@@ -26,9 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dasr_ops
-from dasr_ops import FusedConv2d
 from dasr_ops.bench.machine import describe
-from dasr_ops.bench.networks import OfficialGenerator
+from dasr_ops.bench.networks import OfficialGenerator, plain
 from dasr_ops.models import UNetDiscriminatorSN
 from dasr_ops.models.files import atomic_path
 from dasr_ops.train.batch import Batch
@@ -83,25 +82,6 @@ class OfficialDiscriminator(nn.Module):
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             x = leaky(layer, x) + downs.pop()
         return conv(d.conv9, leaky(d.conv8, leaky(d.conv7, x)))
-
-
-def plain(network: nn.Module) -> nn.Module:
-    """Return the layers in sequence, `FusedConv2d` as PyTorch's own with the same parameters."""
-    layers: list[nn.Module] = []
-    for layer in network.children():
-        if not isinstance(layer, FusedConv2d):
-            layers.append(layer)
-            continue
-        twin = nn.Conv2d(
-            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
-        )
-        twin.weight, twin.bias = layer.weight, layer.bias
-        layers.append(twin)
-        if layer.activation == "relu":
-            layers.append(nn.ReLU())
-        elif layer.activation == "leaky_relu":
-            layers.append(nn.LeakyReLU(layer.negative_slope))
-    return nn.Sequential(*layers)
 
 
 class Step:

@@ -45,6 +45,8 @@ def check_rows(owner: str, name: str, value: Any, batch: int, columns: int) -> N
 
 def kaiming_normal_(weight: Tensor, negative_slope: float, scale: float = 1.0) -> None:
     """Fill one kernel [O, I, kh, kw] with Kaiming's normal initialisation times ``scale``."""
+    if weight.is_meta:  # nothing to fill, and PyTorch would import its compiler for it: a second
+        return
     with torch.no_grad():
         torch.nn.init.kaiming_normal_(weight, a=negative_slope)
         weight.mul_(scale)

@@ -97,6 +97,8 @@ class Degradation_Predictor(nn.Module):
                 kaiming_normal_(layer.weight, _SLOPE)
                 nn.init.zeros_(layer.bias)
         first, last = self.MappingNet
+        if last.weight.is_meta:  # as in kaiming_normal_
+            return
         first.reset_parameters()
         nn.init.kaiming_uniform_(last.weight, a=math.sqrt(5))
         with torch.no_grad():

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dasr_ops import DynamicConv2d
-from dasr_ops.models import Degradation_Predictor, MSRResNetDynamic
+from dasr_ops import DynamicConv2d, FusedConv2d
+from dasr_ops.models import DASR, Degradation_Predictor, MSRResNetDynamic
 
 from . import accuracy
 from .cases import DTYPES, INFERENCE, MEMORY_FORMATS, TRAINING, Case, Network
@@ -67,6 +67,47 @@ def _conv(layer: DynamicConv2d, x: Tensor, weights: Tensor) -> Tensor:
     bias = torch.mm(weights, layer.bias).view(-1)
     y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), weight, bias, padding=1, groups=batch)
     return y.view(batch, layer.out_channels, *x.shape[2:])
+
+
+class OfficialDASR(nn.Module):
+    """P and G as the official code computes them, on the parameters of ours.
+
+    Args:
+        network: ours; its parameters are shared.
+    """
+
+    def __init__(self, network: DASR) -> None:
+        super().__init__()
+        self.net_g = OfficialGenerator(network.net_g)
+        self.features = plain(network.net_p.ConvNet)
+        self.mapping = network.net_p.MappingNet
+
+    def predict(self, lr: Tensor) -> Tensor:
+        """Return the mixing weights [B, K] for images [B, 3, H, W]."""
+        return self.mapping(self.features(lr).mean((2, 3)))
+
+    def forward(self, lr: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Magnify ``lr`` [B, 3, H, W] by the experts mixed with ``weights`` [B, K], or P's."""
+        return self.net_g(lr, self.predict(lr) if weights is None else weights)
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """Return the layers in sequence, `FusedConv2d` as PyTorch's own with the same parameters."""
+    layers: list[nn.Module] = []
+    for layer in network.children():
+        if not isinstance(layer, FusedConv2d):
+            layers.append(layer)
+            continue
+        twin = nn.Conv2d(
+            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
+        )
+        twin.weight, twin.bias = layer.weight, layer.bias
+        layers.append(twin)
+        if layer.activation == "relu":
+            layers.append(nn.ReLU())
+        elif layer.activation == "leaky_relu":
+            layers.append(nn.LeakyReLU(layer.negative_slope))
+    return nn.Sequential(*layers)
 
 
 class NetworkSubject:
