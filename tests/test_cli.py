@@ -26,6 +26,7 @@ from dasr_ops.models import (
     load_dasr,
     save_dasr,
 )
+from dasr_ops.models.pictures import formats, writing
 from dasr_ops.version import __version__
 
 
@@ -150,7 +151,7 @@ def test_bad_files_are_reported_and_the_others_go_on(tmp_path, weights, capsys):
 
 def test_decompression_bomb_is_one_line(tmp_path, weights, capsys, monkeypatch):
     source = _picture(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    monkeypatch.setattr(formats, "MAX_PIXELS", 10)
     assert _upscale(source, "-o", tmp_path / "out", "--weights", weights) == 1
     assert "too large: " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -282,13 +283,13 @@ def test_a_signal_in_mid_write_leaves_no_half_file(tmp_path, weights, monkeypatc
     source, target = _picture(tmp_path / "a.png"), tmp_path / "out" / "b.png"
     before = signal.getsignal(signal.SIGTERM)
 
-    def save(self, path, **_):
-        Path(path).write_bytes(b"half")
+    def write_png(file, picture):
+        file.write(b"half")
         os.kill(os.getpid(), number)
         time.sleep(10)
         raise AssertionError("the signal did not arrive")
 
-    monkeypatch.setattr(Image.Image, "save", save)
+    monkeypatch.setattr(writing, "write_png", write_png)
     assert _upscale(source, "-o", target, "--weights", weights) == code
     assert list(target.parent.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is before

@@ -61,6 +61,25 @@ def test_png_is_what_others_read(tmp_path, monkeypatch, channels, bits, size):
             )
 
 
+def test_paeth_is_the_formula_of_the_specification():
+    rows, pixel = noise(9, 30, bits=8) // 40 * 37, 3  # small steps and ties as well as large ones
+    padded = np.pad(rows.astype(int), ((1, 0), (pixel, 0)))
+    a, b, c = padded[1:, :-pixel], padded[:-1, pixel:], padded[:-1, :-pixel]
+    pa, pb, pc = (abs(a + b - c - other) for other in (a, b, c))
+    best = np.where((pa <= pb) & (pa <= pc), a, np.where(pb <= pc, b, c))
+    expected = np.pad((rows - best) % 256, ((0, 0), (1, 0)), constant_values=4).astype(np.uint8)
+    assert png_writer.paeth(rows, pixel, 0) == expected.tobytes()
+    assert png_writer.paeth(rows, pixel, 1) == expected[1:].tobytes()
+
+
+def test_png_of_a_flat_picture_is_small(tmp_path):
+    tile = noise(8, 8, 3, bits=8)
+    write_picture(Picture(np.tile(tile, (50, 50, 1))), tmp_path / "a.png")
+    size = (tmp_path / "a.png").stat().st_size
+    Image.fromarray(np.tile(tile, (50, 50, 1))).save(tmp_path / "b.png")
+    assert size < 2 * (tmp_path / "b.png").stat().st_size + 5000
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("big", [False, True])
