@@ -101,7 +101,7 @@ def _read_opened(path: Path, head: bytes, image: Image.Image, notes: list[str]) 
         png.fix_transparency(head, image)
     if image.format != "TIFF":
         return to_picture(image, notes)
-    tiff.check_raw(image)
+    tiff.check(image, path.stat().st_size)
     try:
         return to_picture(image, notes)
     except OSError:
