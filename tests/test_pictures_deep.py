@@ -117,10 +117,25 @@ def test_metadata_of_a_deep_png(tmp_path):
     assert picture.dpi == pytest.approx((300, 150), abs=0.02)  # whole pixels per metre
 
 
-def test_hdr_is_named(tmp_path):
-    chunk = png_chunk(b"cICP", bytes([9, 16, 0, 1]))
-    with pytest.warns(PictureWarning, match=r"HDR \(PQ\) is treated as SDR"):
-        _read(tmp_path, "a.png", png(noise(5, 4, 3), 16, 2, before=chunk))
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(
+    ("kind", "data", "message"),
+    [
+        (b"cICP", bytes([9, 16, 0, 1]), r"HDR \(PQ\) is treated as SDR"),
+        (b"cICP", bytes([9, 18, 0, 1]), r"HDR \(HLG\) is treated as SDR"),
+        (b"gAMA", struct.pack(">I", 100_000), "gamma of 1 is not applied, and not kept"),
+        (b"gAMA", struct.pack(">I", 45_455), None),
+        (b"sRGB", b"\0", None),
+        (b"cICP", bytes([1, 13, 0, 1]), None),
+    ],
+)
+def test_what_colours_mean(tmp_path, bits, kind, data, message):
+    file = png(noise(5, 4, 3, bits=bits), bits, 2, before=png_chunk(kind, data))
+    if message is None:
+        _read(tmp_path, "a.png", file)  # warnings are errors here
+    else:
+        with pytest.warns(PictureWarning, match=message):
+            _read(tmp_path, "a.png", file)
 
 
 TIFF_KINDS = {
