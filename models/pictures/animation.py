@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from .._messages import one_line
 from .errors import PictureError
 from .picture import Picture
-from .pil import open_image, to_picture, without_pixel_limit
+from .pil import decoding, open_image, to_picture
 
 _ANIMATED = {"GIF", "WEBP", "PNG", "AVIF"}
 
@@ -94,7 +94,7 @@ def _frames(path: Path, pixels: bool = True) -> Iterator[tuple[Picture | None, i
             # A PNG may begin with a picture for programs that know no animations.
             first = 1 if image.info.get("default_image") else 0
             for index in range(first, image.n_frames):
-                with without_pixel_limit():
+                with decoding(image):
                     image.seek(index)
                     image.load()
                 duration = max(0, round(float(image.info.get("duration", 0) or 0)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -57,14 +57,12 @@ def open_image(file: Path | BinaryIO) -> Image.Image:
     return image
 
 
-def load(image: Image.Image) -> None:
-    """Decode a picture whose size has been checked."""
+def decoding(image: Image.Image) -> AbstractContextManager[None]:
+    """Lift Pillow's limit for a picture whose size has been checked, if it is beyond that limit."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is None or image.width * image.height <= limit:
-        image.load()
-    else:
-        with without_pixel_limit():
-            image.load()
+        return nullcontext()
+    return without_pixel_limit()
 
 
 def to_picture(image: Image.Image, notes: list[str] | None = None) -> Picture:
@@ -77,7 +75,8 @@ def to_picture(image: Image.Image, notes: list[str] | None = None) -> Picture:
     Raises:
         PictureError: the picture is empty, or its mode has no meaning here.
     """
-    load(image)
+    with decoding(image):
+        image.load()
     try:
         orientation, exif = clean_exif(image.getexif())
     except Exception as error:  # parsers raise what they like on broken data

@@ -17,6 +17,7 @@ from .picture import Picture
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PALETTE = 3
+_USUAL_GAMMA = 0.45455
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 
 
@@ -66,8 +67,6 @@ def read(path: Path, image: Image.Image, notes: list[str]) -> Picture:
     for chunk in chunks(path):
         if chunk.kind == b"eXIf" and chunk.data:
             info["exif"] = b"Exif\0\0" + chunk.data
-        elif chunk.kind == b"cICP" and len(chunk.data) == 4 and chunk.data[1] in _HDR_TRANSFERS:
-            notes.append(f"HDR ({_HDR_TRANSFERS[chunk.data[1]]}) is treated as SDR")
     try:
         orientation, exif = clean_exif(exif_of(info))
     except Exception as error:
@@ -94,8 +93,29 @@ def separate(array: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     return color, array[..., -1] if channels in (2, 4) else None
 
 
+def note_colors(path: Path, image: Image.Image, notes: list[str]) -> None:
+    """Say what about the meaning of colours is neither applied nor kept.
+
+    Values are taken as they are. A colour profile is kept, an ``sRGB`` chunk says what is assumed
+    anyway, and so do ``gAMA`` chunks of about 1/2.2, which are all that most programs write.
+    """
+    gamma = image.info.get("gamma")
+    known = image.info.get("icc_profile") or "srgb" in image.info
+    if gamma and not known and abs(gamma - _USUAL_GAMMA) > 0.03:
+        notes.append(f"gamma of {gamma:.3g} is not applied, and not kept")
+    for chunk in chunks(path):
+        if chunk.kind == b"IDAT":
+            return
+        if chunk.kind == b"cICP" and len(chunk.data) == 4 and chunk.data[1] in _HDR_TRANSFERS:
+            notes.append(f"HDR ({_HDR_TRANSFERS[chunk.data[1]]}) is treated as SDR")
+
+
 def fix_transparency(head: bytes, image: Image.Image) -> None:
-    """Scale the transparent value of 2 and 4-bit grey, whose pixels Pillow scales to 8 bits."""
+    """Scale the transparent value of 1 to 4-bit grey, whose pixels Pillow scales to 8 bits."""
     value = image.info.get("transparency")
-    if image.mode == "L" and isinstance(value, int) and bits(head) in (2, 4):
+    if not isinstance(value, int):
+        return
+    if image.mode == "L" and bits(head) in (2, 4):
         image.info["transparency"] = value * 255 // (2 ** bits(head) - 1)
+    elif image.mode == "1" and value == 1:  # before Pillow 12
+        image.info["transparency"] = 255

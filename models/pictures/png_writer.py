@@ -1,8 +1,7 @@
 """Writing PNG (ISO/IEC 15948) straight from arrays: 16 bits, all cores, no second copy.
 
-Rows are filtered by Sub or Up, whichever leaves smaller residuals, and compressed piece by piece;
-the pieces end at byte boundaries, so that they join to one stream. Files are about as small as
-Pillow's, and several times faster.
+Rows get Paeth's filter and are compressed piece by piece; the pieces end at byte boundaries, so
+that they join to one stream. Files of photographs are as small as Pillow's.
 """
 
 from __future__ import annotations
@@ -14,14 +13,16 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .deflate import deflate
 from .parallel import map_in_order
 from .picture import Picture
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOR_TYPES = {1: 0, 3: 2, 2: 4, 4: 6}  # by channels
-_LEVEL = 4
-_PIECE = 1 << 20  # bytes of rows that are compressed at a time
-_SUB, _UP = 1, 2
+_PIECE = 1 << 18  # bytes of rows that are compressed at a time
+_CHUNK = 1 << 20  # bytes of an IDAT chunk, at least
+_ZLIB_HEADER = b"\x78\x01"
+_PAETH = 4
 
 
 def write_png(file: BinaryIO, picture: Picture) -> None:
@@ -65,22 +66,19 @@ def compressed(picture: Picture) -> Iterator[bytes]:
     channels = (1 if color.ndim == 2 else 3) + (alpha is not None)
     step = max(1, _PIECE // (width * channels * color.itemsize))
 
-    def piece(first: int) -> tuple[bytes, int, bytes]:
+    def piece(first: int) -> tuple[bytes, bytes]:
         start = max(first - 1, 0)  # the row above is needed
         rows = interleaved(color, alpha, slice(start, first + step), ">u2")
-        filtered = _filter(rows, channels * color.itemsize, first - start)
-        deflate = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zlib.Z_FILTERED)
-        data = deflate.compress(filtered)
-        data += deflate.flush(zlib.Z_FINISH if first + step >= height else zlib.Z_SYNC_FLUSH)
-        return data, len(filtered), filtered
+        filtered = paeth(rows, channels * color.itemsize, first - start)
+        return deflate(filtered, raw=True, last=first + step >= height), filtered
 
-    checksum, head = 1, b"\x78\x5e"
-    pending = b""
-    for data, _, filtered in map_in_order(piece, range(0, height, step)):
+    checksum, pending = 1, _ZLIB_HEADER
+    for data, filtered in map_in_order(piece, range(0, height, step)):
         checksum = zlib.adler32(filtered, checksum)
-        if pending:
+        pending += data
+        if len(pending) >= _CHUNK:
             yield pending
-        pending, head = head + data, b""
+            pending = b""
     yield pending + struct.pack(">I", checksum)
 
 
@@ -94,21 +92,35 @@ def interleaved(color: np.ndarray, alpha: np.ndarray | None, rows: slice, deep: 
     return np.ascontiguousarray(part).reshape(len(part), -1).view(np.uint8)
 
 
-def _filter(rows: np.ndarray, pixel: int, above: int) -> bytes:
-    """Filter ``rows`` [R, B]; the first ``above`` (0 or 1) only precede what is wanted."""
+def paeth(rows: np.ndarray, pixel: int, above: int) -> bytes:
+    """Filter rows by Paeth's predictor.
+
+    Args:
+        rows: uint8 [R, B].
+        pixel: bytes of a pixel.
+        above: 1 if the first row only precedes what is wanted, 0 if nothing precedes it.
+
+    Returns:
+        The filtered rows, each behind the number of the filter.
+    """
     wanted = rows[above:]
-    sub = wanted.copy()
-    sub[:, pixel:] -= wanted[:, :-pixel]
-    up = wanted.copy()
-    up[1 - above :] -= rows[:-1]
-    use_sub = _magnitude(sub) < _magnitude(up)
+    left, up, corner = (np.zeros_like(wanted) for _ in range(3))
+    left[:, pixel:] = wanted[:, :-pixel]
+    up[1 - above :] = rows[:-1]
+    corner[:, pixel:] = up[:, :-pixel]
+    # The predictor is the neighbour closest to left + up - corner. All in bytes, with masks.
+    to_left, to_up = _distance(up, corner), _distance(left, corner)
+    # Steps of one direction add up, and the corner is never the closest; others cancel out.
+    cancel = (up > corner) != (left > corner)
+    to_corner = _distance(to_left, to_up) | (cancel.view(np.uint8) - np.uint8(1))
+    use_left = -((to_left <= to_up) & (to_left <= to_corner)).view(np.uint8)
+    use_up = -(to_up <= to_corner).view(np.uint8) & ~use_left
+    predicted = (left & use_left) | (up & use_up) | (corner & ~(use_left | use_up))
     result = np.empty((len(wanted), rows.shape[1] + 1), np.uint8)
-    result[:, 0] = np.where(use_sub, _SUB, _UP)
-    result[:, 1:] = up
-    result[use_sub, 1:] = sub[use_sub]
+    result[:, 0] = _PAETH
+    np.subtract(wanted, predicted, out=result[:, 1:])
     return result.tobytes()
 
 
-def _magnitude(residuals: np.ndarray) -> np.ndarray:
-    """Sum the residuals of each row as numbers of -128..127, without signs."""
-    return np.minimum(residuals, -residuals).sum(axis=1, dtype=np.uint64)
+def _distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.maximum(first, second) - np.minimum(first, second)

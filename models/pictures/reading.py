@@ -85,6 +85,8 @@ def _read_opened(path: Path, head: bytes, image: Image.Image, notes: list[str]) 
     # The further pictures of a camera's MPO file are previews and gain maps.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         notes.append(f"only the first of {image.n_frames} pictures is read")
+    if image.format == "PNG":
+        png.note_colors(path, image, notes)
     bits, missing = _bits(path, head, image), ""
     reader = _DEEP_READERS.get(image.format or "")
     if bits > 8 and reader is not None:
@@ -101,7 +103,7 @@ def _read_opened(path: Path, head: bytes, image: Image.Image, notes: list[str]) 
         png.fix_transparency(head, image)
     if image.format != "TIFF":
         return to_picture(image, notes)
-    tiff.check_raw(image)
+    tiff.check(image, path.stat().st_size)
     try:
         return to_picture(image, notes)
     except OSError:

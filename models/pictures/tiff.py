@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from .._messages import one_line
 from .depth import rescale, unpremultiply
 from .errors import PictureError
 from .formats import check_input_size
-from .metadata import ORIENTATION, clean_exif, turn, xmp_of
+from .metadata import ORIENTATION, clean_exif, dpi_of, turn, xmp_of
 from .picture import Picture
 
+_SILENCE = logging.NullHandler()
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _COLORS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _PALETTE: 1, _RGB: 3, _YCBCR: 3, _CMYK: 4}
@@ -36,10 +38,19 @@ def bits(image: Image.Image) -> int:
     return max(value) if isinstance(value, tuple) else value
 
 
-def check_raw(image: Image.Image) -> None:
-    """Raise PictureError for a camera's raw file, whose first picture is a small preview."""
-    if _DNG_VERSION in image.tag_v2 and image.tag_v2.get(254, 0) & 1:
+def check(image: Image.Image, file_size: int) -> None:
+    """Refuse, before Pillow decodes it, a truncated file, or a camera's raw one.
+
+    Raises:
+        PictureError: it is one. The first picture of a raw file is a small preview.
+    """
+    tags = image.tag_v2
+    if _DNG_VERSION in tags and tags.get(254, 0) & 1:
         raise PictureError("a camera's raw file (DNG): develop it first")
+    for offsets, counts in ((273, 279), (324, 325)):
+        pairs = zip(_numbers(tags.get(offsets)), _numbers(tags.get(counts)), strict=False)
+        if any(offset + count > file_size for offset, count in pairs):
+            raise PictureError("truncated: part of the pixels is missing")
 
 
 def read(path: Path, image: Image.Image | None, notes: list[str]) -> Picture:
@@ -57,6 +68,9 @@ def read(path: Path, image: Image.Image | None, notes: list[str]) -> Picture:
     import imagecodecs  # noqa: F401  tifffile calls it
     import tifffile
 
+    # What tifffile logs about broken files is said by our one error; without any handler Python
+    # would print it.
+    logging.getLogger("tifffile").addHandler(_SILENCE)
     try:
         with tifffile.TiffFile(path) as file:
             page = file.pages[0]
@@ -81,6 +95,11 @@ def read(path: Path, image: Image.Image | None, notes: list[str]) -> Picture:
         xmp=xmp_of(info),
         dpi=_dpi(image, orientation),
     )
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    values = value if isinstance(value, tuple) else (value,)
+    return tuple(number for number in values if isinstance(number, int))
 
 
 def _check(page: Any, file_size: int) -> None:
@@ -228,7 +247,5 @@ def _exif(path: Path, image: Image.Image | None, notes: list[str]) -> bytes | No
 
 
 def _dpi(image: Image.Image | None, orientation: int) -> tuple[float, float] | None:
-    from .metadata import dpi_of
-
     dpi = dpi_of(image.info) if image is not None else None
     return dpi[::-1] if dpi is not None and orientation >= 5 else dpi

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from .._messages import one_line
+from .deflate import deflate
 from .errors import warn
 from .parallel import map_in_order
 from .picture import Picture
 from .png_writer import interleaved
 
-_LEVEL = 4
 _STRIP = 1 << 19  # bytes
 _LARGEST_CLASSIC = 2**32 - 2**25  # compression may fail to compress
-_PROFILE_TAGS = (34675,)
 _XMP = 700
 
 
@@ -68,8 +65,7 @@ def _strips(picture: Picture, count: int) -> Iterator[bytes]:
         samples = rows.view(color.dtype.newbyteorder("<")).reshape(len(rows), color.shape[1], -1)
         differences = samples.copy()
         differences[:, 1:] -= samples[:, :-1]
-        deflate = zlib.compressobj(_LEVEL, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_FILTERED)
-        return deflate.compress(np.ascontiguousarray(differences)) + deflate.flush()
+        return deflate(differences.tobytes())
 
     return map_in_order(strip, range(0, len(color), count))
 
