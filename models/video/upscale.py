@@ -58,7 +58,6 @@ class VideoSummary:
     """Shot cuts found; 0 if the degradation was given."""
 
 
-@torch.no_grad()
 def upscale_video(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -232,6 +231,7 @@ class _Run:
         # The first frame of a segment never repeats one before: after a kill there is none.
         self.last = None
 
+    @torch.no_grad()
     def enlarge(self, frame: SourceFrame) -> list[np.ndarray]:
         """Return the samples of the enlarged frame."""
         last, self.last = self.last, frame
