@@ -77,12 +77,15 @@ def read_frames(source: Source, first: int, limit: int | None, warn: Warn) -> It
     decoder = _Decoder(source)
     number = 0
     clock = _Clock(source)
-    scaled = False
+    scaled, interlaced = False, source.interlaced
     for frame in decoder:
         if limit is not None and number >= limit:
             return
         pts, duration = clock.stamp(frame)
         if number >= first:
+            if frame.interlaced_frame and not interlaced:
+                interlaced = True
+                warn(f"the video is interlaced from frame {number} on: better deinterlace it first")
             size = (frame.width, frame.height)
             if size != source.stored_size and not scaled:
                 scaled = True
