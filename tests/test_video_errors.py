@@ -19,6 +19,7 @@ from dasr_ops.models.video import (
     VideoWarning,
     encoders,
     probe,
+    target_suffix,
     upscale_video,
     work_path,
 )
@@ -296,4 +297,5 @@ def test_options_of_wrong_types(arguments):
 
 def test_lists():
     assert {".mp4", ".mkv", ".mov", ".webm", ".avi"} <= VIDEO_SUFFIXES
+    assert target_suffix(Path("a.MP4")) == ".mp4" and target_suffix(Path("a.avi")) == ".mkv"
     assert "ffv1" in encoders() and len(set(encoders())) == len(encoders())

@@ -20,6 +20,13 @@ CONTAINERS = {
 }
 """Formats that results are written in, by the suffix of the file name."""
 
+
+def target_suffix(source: Path) -> str:
+    """Return the suffix for a result beside ``source``: its own, or .mkv, which holds most."""
+    suffix = source.suffix.lower()
+    return suffix if suffix in CONTAINERS else ".mkv"
+
+
 _ALIASES = {
     "h264": ("libx264", "libopenh264"),
     "avc": ("libx264", "libopenh264"),

@@ -159,6 +159,9 @@ def fitting_streams(
                 continue
             if is_cover(stream) and stream.index not in covers:
                 continue
+            if stream.codec_context is None and stream.type in ("audio", "subtitle", "video"):
+                warn(f"{what} is of a codec that this PyAV does not know and is left out")
+                continue
             failure = _try(scratch, container, covers, [stream])
             if failure is None:
                 fitting.append(stream.index)
