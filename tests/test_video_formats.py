@@ -184,6 +184,23 @@ def test_pixel_aspect_that_cannot_be_written_is_said(tmp_path):
         upscale_video(source, tmp_path / "out.mkv", Plain(), options=LOSSLESS)
 
 
+@needs("prores_ks")
+def test_full_range_becomes_limited_where_a_format_has_no_other(tmp_path):
+    source = make_clip(
+        *(tmp_path / "in.mkv", 2),
+        codec="ffv1",
+        make=flat("yuv420p", (0, 128, 128)),
+        color_range=2,
+        colorspace=1,
+    )
+    target = tmp_path / "out.mov"
+    upscale_video(source, target, Plain(), options=VideoOptions(codec="prores"))
+    before = planes(source)[0][0].repeat(4, 0).repeat(4, 1) / 255
+    after = (planes(target)[0][0] / 4 - 16) / 219
+    assert np.abs(after - before).mean() < 0.005
+    assert read_source(target).range_tag != 2
+
+
 def test_odd_sides(tmp_path):
     """33 x 25 in 4:4:4 and in 4:2:0; three times that is odd again."""
     for pixel_format, size in (("yuv444p", (99, 75)), ("yuv420p", (98, 74))):

@@ -48,6 +48,7 @@ SCRIPT = """
     import resource, signal, sys
     from pathlib import Path
     from dasr_ops.models.video import VideoOptions, upscale_video
+    assert "av" not in sys.modules  # only when a video comes
     from tests.test_video_resume import OPTIONS
     from tests.video_tools import Nearest
 

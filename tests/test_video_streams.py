@@ -13,7 +13,14 @@ pytest.importorskip("av", reason="PyAV is not installed")
 
 import av
 
-from dasr_ops.models.video import VideoOptions, VideoWarning, probe, upscale_video, work_path
+from dasr_ops.models.video import (
+    VideoOptions,
+    VideoWarning,
+    encoders,
+    probe,
+    upscale_video,
+    work_path,
+)
 from dasr_ops.models.video.mux import decode_times
 
 from .video_tools import Plain, gray_frame, make_clip, packets, planes, times
@@ -73,6 +80,50 @@ def test_variable_rate_with_gaps_and_late_start(tmp_path, quiet, suffix, start):
             assert abs(time - exact - moved) <= Fraction(1, 1000)
 
 
+@pytest.mark.parametrize(
+    ("codec", "suffix", "preset"),
+    [("libx265", ".mp4", "fast"), ("libsvtav1", ".mp4", "10"), ("libvpx-vp9", ".webm", "8")],
+)
+def test_variable_rate_of_other_encoders(tmp_path, quiet, codec, suffix, preset):
+    if codec not in encoders():
+        pytest.skip(f"this PyAV has no {codec}")
+    pts = [0, 512, 1024, 2048, 2560, 12800, 13312, 13440, 13568, 20480]
+    source = make_clip(tmp_path / "in.mp4", pts=pts, size=(64, 48))
+    target = tmp_path / f"out{suffix}"
+    run(source, target, VideoOptions(codec=codec, preset=preset, segment_frames=4))
+    for time, exact in zip(times(target), times(source), strict=True):
+        assert abs(time - exact) <= (Fraction(1, 1000) if suffix == ".webm" else 0)
+
+
+def test_edit_lists_and_chapters_of_mp4(tmp_path, quiet):
+    """What the edit list of a trimmed clip hides stays hidden; chapters are not copied twice."""
+    whole = make_clip(tmp_path / "whole.mp4", 30, audio=("eng",), options={"g": "100"})
+    source = tmp_path / "in.mp4"
+    chapter = {"id": 1, "start": 0, "end": 500, "time_base": Fraction(1, 1000)}
+    with av.open(str(whole)) as old, av.open(str(source), "w") as new:
+        new.set_chapters([{**chapter, "metadata": {"title": "A"}}])
+        targets = [new.add_stream_from_template(stream, opaque=True) for stream in old.streams]
+        for packet in old.demux():
+            if packet.size:
+                offset = int(Fraction(1, 2) / packet.time_base)
+                packet.pts -= offset
+                packet.dts -= offset
+                packet.stream = targets[packet.stream_index]
+                new.mux(packet)
+    shown = [time for time in times(source) if time >= 0]
+    assert len(shown) < 20
+    for suffix in (".mp4", ".mkv"):
+        target = tmp_path / f"out{suffix}"
+        run(source, target)
+        moved = times(target)[0] - shown[0]
+        assert 0 <= moved <= Fraction(1, 10)  # what the audio decoder begins with
+        for time, exact in zip(times(target), shown, strict=True):
+            assert abs(time - exact - moved) <= Fraction(1, 1000)
+        with av.open(str(target)) as result:
+            assert [entry["metadata"]["title"] for entry in result.chapters()] == ["A"]
+            assert len(result.streams.audio) == 1
+
+
 def _sound_start(path):
     with av.open(str(path)) as container:
         packet = next(container.demux(container.streams.audio[0]))
@@ -99,8 +150,11 @@ def test_all_else_is_copied(tmp_path, quiet):
             "metadata": {"title": "B"},
         },
     ]
+    spoken = tmp_path / "in.srt"
+    spoken.write_text("1\n00:00:00,240 --> 00:00:00,640\nBonjour\n")
     with (
         av.open(str(plain)) as old,
+        av.open(str(spoken)) as lines,
         av.open(str(source), "w", container_options={"default_mode": "passthrough"}) as new,
     ):
         new.metadata["title"] = "A title"
@@ -109,20 +163,21 @@ def test_all_else_is_copied(tmp_path, quiet):
         for stream, target in zip(old.streams, targets, strict=True):
             target.metadata.update(stream.metadata)
         targets[0].metadata["title"] = "Left camera"
-        targets[2].disposition = av.stream.Disposition.default | av.stream.Disposition.forced
-        words = new.add_stream("ass" if "ass" in av.codecs_available else "srt")
+        targets[2].disposition = (
+            av.stream.Disposition.default | av.stream.Disposition.forced
+        ).value
+        words = new.add_stream_from_template(lines.streams.subtitles[0], opaque=True)
         words.metadata["language"] = "fra"
-        words.codec_context.subtitle_header = b"[Script Info]\nScriptType: v4.00+\n"
         new.add_attachment("letters.ttf", "application/x-truetype-font", font)
         new.set_chapters(chapters)
         for packet in old.demux():
             if packet.size:
                 packet.stream = targets[packet.stream_index]
                 new.mux(packet)
-        line = av.Packet(b"0,0,Default,,0,0,0,,Hello")
-        line.time_base, line.pts, line.dts, line.duration = Fraction(1, 1000), 240, 240, 400
-        line.stream = words
-        new.mux(line)
+        for packet in lines.demux():
+            if packet.size:
+                packet.stream = words
+                new.mux(packet)
     target = tmp_path / "out.mkv"
     run(source, target)
     for index in range(2):
@@ -182,7 +237,7 @@ def test_cover_is_copied_not_enlarged(tmp_path, quiet, suffix):
     with av.open(str(plain)) as old, av.open(str(cover)) as card, av.open(str(source), "w") as new:
         video = new.add_stream_from_template(old.streams.video[0], opaque=True)
         picture = new.add_stream_from_template(card.streams.video[0], opaque=True)
-        picture.disposition = av.stream.Disposition.attached_pic
+        picture.disposition = av.stream.Disposition.attached_pic.value
         for container, target in ((card, picture), (old, video)):
             for packet in container.demux():
                 if packet.size:

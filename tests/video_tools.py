@@ -135,7 +135,7 @@ def make_clip(
         for number, stamp in enumerate(pts):
             frame = make(number) if make else gray_frame(number, size, pixel_format)
             for name in ("colorspace", "color_range", "color_primaries", "color_trc"):
-                if name in stream_settings:
+                if name in stream_settings and hasattr(frame, name):
                     setattr(frame, name, stream_settings[name])
             frame.pts, frame.time_base = stamp, TIME_BASE
             frame.duration = pts[number + 1] - stamp if number + 1 < len(pts) else TICK

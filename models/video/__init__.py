@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .codecs import CONTAINERS, encoders
+from .codecs import CONTAINERS, encoders, target_suffix
 from .errors import VideoError, VideoWarning
 from .options import VideoOptions
 from .probe import VIDEO_SUFFIXES, VideoProbe, probe
@@ -19,6 +19,7 @@ __all__ = [
     "VideoWarning",
     "encoders",
     "probe",
+    "target_suffix",
     "upscale_video",
     "work_path",
 ]

@@ -20,6 +20,13 @@ CONTAINERS = {
 }
 """Formats that results are written in, by the suffix of the file name."""
 
+
+def target_suffix(source: Path) -> str:
+    """Return the suffix for a result beside ``source``: its own, or .mkv, which holds most."""
+    suffix = source.suffix.lower()
+    return suffix if suffix in CONTAINERS else ".mkv"
+
+
 _ALIASES = {
     "h264": ("libx264", "libopenh264"),
     "avc": ("libx264", "libopenh264"),
@@ -56,7 +63,8 @@ def _numbers(last: int) -> tuple[str, ...]:
 
 
 def _x265(crf: float, preset: str) -> dict[str, str]:
-    return {"crf": f"{crf:g}", "preset": preset, "x265-params": "log-level=error"}
+    # Its note on how it was called would make headers differ between machines.
+    return {"crf": f"{crf:g}", "preset": preset, "x265-params": "log-level=error:info=0"}
 
 
 def _vpx(crf: float, preset: str) -> dict[str, str]:

@@ -28,9 +28,15 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def messages() -> Iterator[list[str]]:
-    """Collect what FFmpeg's libraries say within the block, of this thread, errors only."""
+    """Collect what FFmpeg's libraries say within the block, of this thread, errors only.
+
+    With PyAV before 18 nothing: there a change of the level disturbs other threads.
+    """
     av = import_av()
     said: list[str] = []
+    if _version(av) < (18, 0):
+        yield said
+        return
     with _level:
         before = av.logging.get_level()
         av.logging.set_level(av.logging.ERROR)
@@ -53,11 +59,14 @@ def import_av() -> ModuleType:
     except ImportError as error:
         reason = "" if isinstance(error, ModuleNotFoundError) else f" ({error})"
         raise VideoError(f"video needs PyAV{reason}: pip install 'dasr-ops[video]'") from None
-    version = tuple(int(part) for part in av.__version__.split(".")[:2] if part.isdecimal())
-    if version < MINIMUM_PYAV:
+    if _version(av) < MINIMUM_PYAV:
         wanted = ".".join(map(str, MINIMUM_PYAV))
         raise VideoError(
             f"video needs PyAV {wanted} or later, got {av.__version__}: "
             "pip install --upgrade 'dasr-ops[video]'"
         )
     return av
+
+
+def _version(av: ModuleType) -> tuple[int, ...]:
+    return tuple(int(part) for part in av.__version__.split(".")[:2] if part.isdecimal())

@@ -18,6 +18,8 @@ from .reader import Warn
 from .streams import add_copy, add_video, container_tags, open_output, read_covers
 from .work import Segment, WorkFolder
 
+_PREROLL = 0.1  # seconds
+
 
 def write_result(
     path: Path,
@@ -168,6 +170,12 @@ def _copied_packets(
             return
         if packet.size == 0 or (packet.pts is None and packet.dts is None):
             continue
+        if packet.is_discard and not strict:
+            # What an edit list hides only such formats can hide again. What an audio decoder needs
+            # to begin with is kept, and moves all by as little.
+            shown_in = -(packet.dts if packet.pts is None else packet.pts) * packet.time_base
+            if shown_in > _PREROLL:
+                continue
         index, time_base = packet.stream_index, packet.time_base
         offset = round(shift / time_base)
         pts = packet.dts if packet.pts is None else packet.pts

@@ -13,6 +13,9 @@ from .errors import VideoError, import_av, messages, reason
 from .options import VideoOptions
 from .probe import Source
 
+_LIMITED_ONLY = ("prores_ks", "prores", "prores_aw", "dnxhd")
+"""Encoders of formats that cannot say that samples use their full range."""
+
 
 @dataclass(frozen=True)
 class VideoPlan:
@@ -61,7 +64,7 @@ def make_plan(
     full = source.colors.full
     if layout.model == "rgb":
         matrix_tag, range_tag, full = 0, 2, True
-    elif source.layout.model != layout.model:
+    elif source.layout.model != layout.model or (full and encoder.name in _LIMITED_ONLY):
         range_tag, full = 1, False  # made anew
     plan = VideoPlan(
         encoder=encoder,

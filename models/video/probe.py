@@ -25,6 +25,7 @@ VIDEO_SUFFIXES = frozenset(
 """Suffixes of the names of video files, in lower case."""
 
 _RESTARTING = 0x0200  # AVFMT_TS_DISCONT
+_FASTEST = 1000
 _CENTERED_CHROMA = ("mjpeg", "mpeg1video")
 _FULL_RANGE_GREY = ("png", "apng", "mjpeg", "rawvideo", "ffv1", "gif", "qtrle", "huffyuv")
 _ENCRYPTED_TAGS = ("encv", "drmi")
@@ -183,18 +184,22 @@ def read_source(path: Path) -> Source:
         frame = _first_frame(container, stream)
         name = frame.format.name
         layout = layout_of(name)
+        context = stream.codec_context
         matrix = int(frame.colorspace)
+        # Frames of older versions do not say it.
+        primaries = int(getattr(frame, "color_primaries", context.color_primaries))
         if layout.model == "yuv" and matrix in (0, UNSPECIFIED):
             matrix = usual_matrix(frame.width, frame.height)
         if layout.model != "yuv":
-            matrix = BT2020 if int(frame.color_primaries) == BT2020 else BT709
+            matrix = BT2020 if primaries == BT2020 else BT709
         full = int(frame.color_range) == FULL_RANGE or name.startswith("yuvj")
         if layout.model == "gray" and int(frame.color_range) == 0:
             full = stream.codec_context.name in _FULL_RANGE_GREY
         orientation, exact = orientation_of(frame)
-        context = stream.codec_context
         aspect = Fraction(stream.sample_aspect_ratio or context.sample_aspect_ratio or 0)
         rate = stream.average_rate or stream.guessed_rate or stream.base_rate
+        if rate and not 0 < rate <= _FASTEST:  # nonsense of broken headers
+            rate = None
         duration = None
         if stream.duration is not None:
             duration = float(stream.duration * stream.time_base)
@@ -211,8 +216,8 @@ def read_source(path: Path) -> Source:
             colors=Colors(matrix, full, context.name in _CENTERED_CHROMA),
             matrix_tag=matrix,
             range_tag=FULL_RANGE if full else int(frame.color_range),
-            primaries=int(frame.color_primaries),
-            transfer=int(frame.color_trc),
+            primaries=primaries,
+            transfer=int(getattr(frame, "color_trc", context.color_trc)),
             aspect=1 / aspect if aspect and orientation.transpose else aspect,
             orientation=orientation,
             exact_orientation=exact,

@@ -26,17 +26,35 @@ class SourceFrame(NamedTuple):
     """In the same units; 0 if unknown."""
 
 
-def count_packets(source: Source) -> int:
-    """Return how many frames the file holds, by reading but not decoding it."""
+def count_frames(source: Source, warn: Warn) -> int:
+    """Return how many frames the file holds, by reading but not decoding it, where it does not say.
+
+    Files that say how long they are, but not how many frames they hold, end early if cut off;
+    that is said by ``warn``.
+    """
     import av
 
-    count = 0
+    if source.declared_frames:
+        return source.declared_frames
+    count, end = 0, 0.0
     with open_input(source.path) as container:
+        start = (container.start_time or 0) / 1_000_000
+        wanted = [stream for stream in container.streams if stream.type in ("video", "audio")]
         try:
-            for packet in container.demux(container.streams[source.index]):
-                count += packet.size > 0 and not packet.is_discard
+            for packet in container.demux(wanted):
+                if packet.size == 0:
+                    continue
+                if packet.stream_index == source.index:
+                    count += not packet.is_discard
+                if packet.pts is not None:
+                    end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         except (av.error.FFmpegError, OSError):
             pass  # decoding will say it
+        whole = (container.duration or 0) / 1_000_000
+    if end - start < 0.98 * whole - 0.5:
+        warn(
+            f"the file should last {whole:.1f} s and ends after {end - start:.1f} s: it is cut off"
+        )
     return count
 
 
@@ -59,12 +77,15 @@ def read_frames(source: Source, first: int, limit: int | None, warn: Warn) -> It
     decoder = _Decoder(source)
     number = 0
     clock = _Clock(source)
-    scaled = False
+    scaled, interlaced = False, source.interlaced
     for frame in decoder:
         if limit is not None and number >= limit:
             return
         pts, duration = clock.stamp(frame)
         if number >= first:
+            if frame.interlaced_frame and not interlaced:
+                interlaced = True
+                warn(f"the video is interlaced from frame {number} on: better deinterlace it first")
             size = (frame.width, frame.height)
             if size != source.stored_size and not scaled:
                 scaled = True

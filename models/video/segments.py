@@ -92,7 +92,9 @@ class SegmentEncoder:
         frame.pts, frame.time_base = item.pts, plan.time_base
         frame.duration = item.duration
         frame.colorspace, frame.color_range = plan.matrix_tag, plan.range_tag
-        frame.color_primaries, frame.color_trc = plan.primaries, plan.transfer
+        for name, tag in (("color_primaries", plan.primaries), ("color_trc", plan.transfer)):
+            if hasattr(frame, name):  # PyAV 16 knows them of streams only
+                setattr(frame, name, tag)
         self._pts.append(item.pts)
         self._durations.append(item.duration)
         self._store(self._encoder.encode(frame))

@@ -44,8 +44,10 @@ class CutDetector:
     def __call__(self, rgb: Tensor) -> bool:
         """Return whether ``rgb`` [1, 3, H, W], 0..1, begins a shot; the first frame does."""
         weights = torch.tensor([0.299, 0.587, 0.114], device=rgb.device).view(1, 3, 1, 1)
-        small = adaptive_avg_pool2d((rgb * weights).sum(1, keepdim=True), THUMBNAIL)
-        now = small.flatten().double().cpu()
+        luma = (rgb * weights).sum(1, keepdim=True)
+        if luma.device.type == "mps":  # pools to divisors of the size only, and has no float64
+            luma = luma.cpu()
+        now = adaptive_avg_pool2d(luma, THUMBNAIL).flatten().cpu().double()
         last, self.last = self.last, now
         if last is None or last.shape != now.shape:
             return True
@@ -115,7 +117,7 @@ class DegradationTrack:
         if self._sum is None:
             self._age = 0
         if self._sum is None or self._age >= self.every:
-            v = self.predict(rgb).detach().double().cpu()
+            v = self.predict(rgb).detach().cpu().double()
             keep = 0.0
             if self._sum is not None and self.smoothing > 0:
                 keep = math.exp(-max(time - self._time, 0.0) / self.smoothing)

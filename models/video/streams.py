@@ -16,7 +16,6 @@ from .reader import Warn
 
 _STALE_TAGS = ("encoder", "rotate", "bps", "duration", "number_of_", "_statistics_")
 _CONTAINER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")
-_REMADE_DATA = ("text", "tmcd")  # chapters and time codes, which muxers write by themselves
 
 
 @contextmanager
@@ -65,7 +64,7 @@ def add_video(output: Any, source: Any, plan: VideoPlan) -> Any:
     stream.time_base = plan.time_base
     if plan.encoder.name == "libx265" and output.format.name in ("mp4", "mov"):
         stream.codec_context.codec_tag = "hvc1"  # Apple's players want it
-    stream.disposition = source.disposition
+    stream.disposition = source.disposition.value
     stream.metadata.update(
         {
             key: value
@@ -95,7 +94,7 @@ def add_copy(output: Any, stream: Any, container: str, cover: bytes | None = Non
         added = output.add_attachment(name, stream.metadata.get("mimetype", kind), cover)
         return None
     added = output.add_stream_from_template(stream, opaque=True)
-    added.disposition = stream.disposition
+    added.disposition = stream.disposition.value
     _copy_tags(added, stream)
     return added
 
@@ -156,9 +155,12 @@ def fitting_streams(
             if stream.index == source.index:
                 continue
             what = _describe(stream)
-            if stream.type == "data" and _tag(stream) in _REMADE_DATA:
+            if stream.type == "data" and _is_remade(input_, stream):
                 continue
             if is_cover(stream) and stream.index not in covers:
+                continue
+            if stream.codec_context is None and stream.type in ("audio", "subtitle", "video"):
+                warn(f"{what} is of a codec that this PyAV does not know and is left out")
                 continue
             failure = _try(scratch, container, covers, [stream])
             if failure is None:
@@ -209,11 +211,14 @@ def _try(
     return None
 
 
-def _tag(stream: Any) -> str:
-    try:
-        return str(stream.codec_tag)
-    except AttributeError:
-        return ""
+def _is_remade(container: Any, stream: Any) -> bool:
+    """Return whether data of QuickTime files are chapters or a time code.
+
+    Muxers write these by themselves, of the chapters and the tags.
+    """
+    if "mov" not in container.format.name:
+        return False
+    return "timecode" in stream.metadata or bool(container.chapters())
 
 
 def _describe(stream: Any) -> str:

@@ -23,7 +23,7 @@ from .mux import check_result, write_result
 from .options import VideoOptions
 from .plan import VideoPlan, make_plan
 from .probe import Source, read_source
-from .reader import SourceFrame, check_source, count_packets, read_frames
+from .reader import SourceFrame, check_source, count_frames, read_frames
 from .segments import EncodedFrame, EndOfSegment, SegmentEncoder
 from .settings import describe_settings
 from .smoothing import DegradationTrack
@@ -58,7 +58,6 @@ class VideoSummary:
     """Shot cuts found; 0 if the degradation was given."""
 
 
-@torch.no_grad()
 def upscale_video(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
@@ -124,7 +123,7 @@ def upscale_video(
             notes.say()
             finished = work.segments()
             resumed = sum(len(segment.pts) for segment in finished)
-            total = facts.declared_frames or count_packets(facts) or None
+            total = count_frames(facts, notes.add) or None
             if total is not None and options.max_frames is not None:
                 total = min(total, options.max_frames)
             run = _Run(facts, plan, upscaler, degradation, options, work, notes)
@@ -232,6 +231,7 @@ class _Run:
         # The first frame of a segment never repeats one before: after a kill there is none.
         self.last = None
 
+    @torch.no_grad()
     def enlarge(self, frame: SourceFrame) -> list[np.ndarray]:
         """Return the samples of the enlarged frame."""
         last, self.last = self.last, frame
