@@ -24,10 +24,12 @@ def tiny_model(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if name.endswith("bias"):
+            if name == "net_p.MappingNet.1.bias":
+                parameter.copy_(1 / experts + 0.1 * noise)
+            elif name.endswith("bias"):
                 parameter.copy_(0.1 * noise)
             elif name.startswith("net_p.MappingNet"):
-                parameter.copy_(noise / parameter.shape[1] ** 0.5 * 2)
+                parameter.copy_(noise / parameter.shape[1] ** 0.5)
             else:
                 fan_in = (
                     parameter[0].numel() if name.startswith("net_p") else parameter[0, 0].numel()
