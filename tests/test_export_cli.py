@@ -136,10 +136,11 @@ def test_existing_files_are_kept_unless_told(weights, tmp_path, capsys):
         (["a.onnx", "--format", "aoti"], "ends in .pt2 for --format aoti"),
         (["a.onnx", "--format", "merged"], "ends in .safetensors or .pth for --format merged"),
         (["no/folder/a.onnx"], "there is no folder no/folder"),
-        (["."], "expected a file, this is a folder"),
+        (["folder.onnx"], "expected a file, this is a folder"),
         (["a.pth"], "a merged network is for one degradation: give --degradation"),
         (["a.pth", "--degradation", "mean", "--clip"], "--clip: has no use for a merged network"),
         (["a.onnx", "--degradation", "mean", "--predictor-only"], "--predictor-only: has no use"),
+        (["a.onnx", "--device", "cuda"], "--device cuda: has no use but for --format aoti"),
         (["a.onnx", "--degradation-input", "--degradation-output"], "degradation_input: expected"),
         (["a.onnx", "--weights", "missing.pth"], "--weights: missing.pth: no such file"),
         (["a.onnx", "--weights", "1.pth", "2.pth", "3.pth"], "expected one or two files, got 3"),
@@ -148,10 +149,7 @@ def test_existing_files_are_kept_unless_told(weights, tmp_path, capsys):
 def test_wrong_command_lines(tmp_path, monkeypatch, capsys, arguments, message):
     pytest.importorskip("onnx")
     monkeypatch.chdir(tmp_path)
-    if arguments == ["."]:
-        arguments = [".", "--format", "onnx"]
-        (tmp_path / "x.onnx").mkdir()
-        arguments = ["x.onnx"]
+    (tmp_path / "folder.onnx").mkdir()
     assert export(*arguments) == 2
     error = capsys.readouterr().err.strip()
     assert message in error

@@ -62,6 +62,18 @@ def test_networks_of_all_kinds(tmp_path, scale, experts, channels, dynamic_batch
         model.float()
 
 
+@pytest.mark.parametrize("dynamic_batch", [False, True])
+def test_the_standard_says_so_too(tmp_path, dynamic_batch):
+    """onnx's own evaluator, written in NumPy from the operators' definitions."""
+    evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
+    model = tiny_model(4, 3, feat=2, blocks=1)
+    export_onnx(model, tmp_path / "model.onnx", dynamic_batch=dynamic_batch, check=False)
+    lr = pictures(model, 2 if dynamic_batch else 1, 5, 4)
+    (sr,) = evaluator(str(tmp_path / "model.onnx")).run(None, {"lr": lr.numpy()})
+    with torch.no_grad():
+        assert_close(torch.from_numpy(sr), model(lr))
+
+
 def test_experts_are_mixed_into_one_kernel(tmp_path):
     model = tiny_model(4)
     export_onnx(model, tmp_path / "one.onnx")
@@ -191,6 +203,10 @@ def test_clip(tmp_path):
     with torch.no_grad():
         expected = model(lr)
     assert expected.min() < 0 or expected.max() > 1
+    ends = [
+        c for c in onnx.load(tmp_path / "clipped.onnx").graph.initializer if c.name in "zero one"
+    ]
+    assert [list(end.dims) for end in ends] == [[], []]  # the standard wants scalars
     assert_close(sr, expected.clamp(0, 1))
 
 

@@ -156,6 +156,13 @@ def test_bad_arguments(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_device_that_is_not_there(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is CUDA here")
+    with pytest.raises(ValueError, match="device: cuda: "):
+        export_aoti(tiny_model(), tmp_path / "model.pt2", device="cuda")
+
+
 def test_without_a_compiler_there_is_one_clear_line(tmp_path, monkeypatch):
     from torch._inductor import cpp_builder
 

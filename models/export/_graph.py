@@ -57,7 +57,7 @@ class Graph:
     def constant(self, name: str, value: Any) -> str:
         """Add a constant, once, and return its name."""
         if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+            self.constants[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         return name
 
     def cast(self, value: str, output: str, half: bool) -> str:

@@ -125,8 +125,8 @@ def export_aoti(
 
     Raises:
         TypeError: ``model`` or ``metadata`` is of the wrong type.
-        ValueError: arguments do not fit each other, ``path`` ends otherwise, or a kernel does not
-            fit into float16.
+        ValueError: arguments do not fit each other, ``path`` ends otherwise, ``device`` is not
+            there, or a kernel does not fit into float16.
         ExportError: there is no C++ compiler, compilation fails, or results differ.
         FileExistsError: the file exists and ``overwrite`` is False.
         OSError: it cannot be written.
@@ -136,6 +136,7 @@ def export_aoti(
         dynamic_batch, half, degradation_input, degradation_output, predictor_only, clip
     )
     _check_arguments(owner, model, path, interface)
+    _check_device(owner, device)
     _check_compiler(owner)
     program = _trace(owner, model, interface, device, fold_batch=False)
     entries = describe(model, metadata, precision=_precision(interface))
@@ -217,6 +218,13 @@ def _check_compiler(owner: str) -> None:
             f"{owner} needs a C++ compiler: install g++ or clang++, or name one in CXX "
             f"({one_line(error)})"
         ) from None
+
+
+def _check_device(owner: str, device: torch.device | str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"{owner}: device: {device}: {one_line(error)}") from None
 
 
 def _precision(interface: Interface) -> str:
