@@ -74,7 +74,7 @@ class Export:
     ] = None
     scheme: Annotated[
         Literal["auto", "unified", "official"],
-        _help("Meaning of the degradation vector, for 'clean' and 'mean'. auto: of the weights."),
+        _help("Meaning of the degradation vector. auto: what the weights say of themselves."),
     ] = "auto"
     dynamic_batch: Annotated[
         bool,
@@ -174,6 +174,8 @@ def _format(options: Export, output: Path) -> str:
         ):
             if getattr(options, name):
                 raise UsageError(f"--{name.replace('_', '-')}: has no use for a merged network")
+    if options.device != "cpu" and format != "aoti":
+        raise UsageError(f"--device {options.device}: has no use but for --format aoti")
     if options.degradation is not None:
         for name in ("degradation_input", "degradation_output", "predictor_only"):
             if getattr(options, name):

@@ -70,7 +70,9 @@ def describe(model: Model, metadata: Mapping[str, str] | None, **entries: str) -
     """
     if metadata and not all(isinstance(t, str) for entry in metadata.items() for t in entry):
         raise TypeError("metadata: expected strings as keys and values")
+    scheme = getattr(model, "label_scheme", None)  # a static network has none
     return {
+        **({} if scheme is None else {"labels": scheme}),
         **(metadata or {}),
         METADATA_KEY: json.dumps(model.config),
         "scale": str(model.upscale),

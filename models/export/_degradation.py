@@ -28,8 +28,8 @@ def choose_degradation(
         source: "clean", what pictures have that were only shrunk; "mean", the mean of the
             degradations of training; a ``.json`` file, see `load_degradation`; or a picture, of
             which P predicts it.
-        scheme: meaning of the entries of v, "unified" or "official", for the first two. None: that
-            of ``model``.
+        scheme: meaning of the entries of v, "unified" or "official"; a file that names another is
+            refused. None: that of ``model``.
 
     Returns:
         v, float32 [1, 33].
@@ -41,16 +41,17 @@ def choose_degradation(
         PictureError: the picture cannot be read.
     """
     check_model("choose_degradation", model, DASR)
+    scheme = scheme or getattr(model, "label_scheme", "unified")
     if str(source) in NAMED:
         return _named(model, str(source), scheme)
     if Path(source).suffix.lower() == ".json":
         from ..controls import load_degradation
 
-        return load_degradation(source)
+        return load_degradation(source, scheme)
     return _predicted(model, source)
 
 
-def _named(model: DASR, name: str, scheme: str | None) -> Tensor:
+def _named(model: DASR, name: str, scheme: str) -> Tensor:
     from dasr_ops.train.degradations import NUM_LABELS, SCHEMES, TRAINING_MIX, labels, sample
 
     length = model.net_p.config["num_params"]
@@ -59,7 +60,6 @@ def _named(model: DASR, name: str, scheme: str | None) -> Tensor:
             f"{name}: the network predicts {length} numbers instead of the {NUM_LABELS} of DASR: "
             "nobody knows what they mean"
         )
-    scheme = scheme or getattr(model, "label_scheme", "unified")
     if scheme not in SCHEMES:
         raise ValueError(f"scheme: expected one of {sorted(SCHEMES)}, got {scheme!r}")
     generator = torch.Generator().manual_seed(0)

@@ -3,8 +3,8 @@
 Tracing gives the same arithmetic in many more nodes; here each layer is MatMul, Reshape and Conv,
 and names are those of the state dict. Only operators of opset 13 (2020) are used: Conv, MatMul,
 Gemm, Reshape, LeakyRelu, Relu, Add, DepthToSpace, Resize and ReduceMean, with Cast for float16,
-Gather, Unsqueeze, Tile and Mul for batches, and Clip if asked for. There is no control flow, and no
-shape is computed, so height and width are free.
+Gather, Unsqueeze, Mul, Split and Sum for batches, and Clip if asked for. There is no control flow,
+and no shape is computed, so height and width are free.
 """
 
 from __future__ import annotations
@@ -48,10 +48,16 @@ class Graph:
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=output, **attributes))
         return output
 
+    def split(self, value: str, count: int) -> list[str]:
+        """Cut channels into as many equal parts."""
+        parts = [f"{value}.{index}" for index in range(count)]
+        self.nodes.append(helper.make_node("Split", [value], parts, name=f"{value}.split", axis=1))
+        return parts
+
     def constant(self, name: str, value: Any) -> str:
         """Add a constant, once, and return its name."""
         if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+            self.constants[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         return name
 
     def cast(self, value: str, output: str, half: bool) -> str:
@@ -107,36 +113,33 @@ class _MixedKernels:
         return graph.add("Reshape", [mixed, size], name)
 
 
-class _MixedFeatures:
-    """Any number of pictures: K times the channels, scaled by the mixing weights, and all experts.
+class _MixedOutputs:
+    """Any number of pictures: all experts run on each, and their outputs are mixed.
 
-    Scaled copies of the input are convolved with kernels [O, K * I, 3, 3], which is the sum of the
-    experts' outputs: K times the work of one kernel, in one convolution of constant kernels.
+    K times the work and the features of one kernel, but kernels are constants, and pictures may
+    have different mixing weights.
     """
 
     def __init__(self, graph: Graph, weights: str, experts: int) -> None:
         self.graph = graph
-        self.float_weights = weights
         self.experts = experts
         self.weights = graph.cast(weights, "weights.half", half=True) if graph.half else weights
         self.scales: dict[int, str] = {}
 
     def conv(self, name: str, layer: nn.Module, features: str) -> str:
-        graph, channels = self.graph, layer.weight.shape[2]
-        repeats = graph.constant("repeats", np.array([1, self.experts, 1, 1], np.int64))
-        copies = graph.add("Tile", [features, repeats], f"{name}.copies")
-        scaled = graph.add("Mul", [copies, self._scale(channels)], f"{name}.scaled")
-        kernel = layer.weight.permute(1, 0, 2, 3, 4).flatten(1, 2)
-        weight = graph.constant(f"net_g.{name}.weight", graph.array(kernel))
-        convolved = _conv3x3(graph, f"{name}.convolved", scaled, weight)
-        experts = graph.constant(f"net_g.{name}.bias", graph.array(layer.bias))
-        bias = graph.add("MatMul", [self.weights, experts], f"{name}.bias")
-        axes = graph.constant("axes_2_3", np.array([2, 3], np.int64))
-        bias = graph.add("Unsqueeze", [bias, axes], f"{name}.bias.map")
-        return graph.add("Add", [convolved, bias], name)
+        graph = self.graph
+        kernels, biases = layer.weight.flatten(0, 1), layer.bias.flatten()  # [K * O, ...]
+        weight = graph.constant(f"net_g.{name}.weight", graph.array(kernels))
+        bias = graph.constant(f"net_g.{name}.bias", graph.array(biases))
+        outputs = _conv3x3(graph, f"{name}.experts", features, weight, bias)
+        scale = self._scale(layer.weight.shape[1])
+        if self.experts == 1:
+            return graph.add("Mul", [outputs, scale], name)
+        scaled = graph.add("Mul", [outputs, scale], f"{name}.scaled")
+        return graph.add("Sum", graph.split(scaled, self.experts), name)
 
     def _scale(self, channels: int) -> str:
-        """Return mixing weights [B, K * channels, 1, 1], each repeated for its copy."""
+        """Return mixing weights [B, K * channels, 1, 1], each for the outputs of its expert."""
         if channels not in self.scales:
             graph = self.graph
             order = np.repeat(np.arange(self.experts, dtype=np.int64), channels)
@@ -148,7 +151,7 @@ class _MixedFeatures:
         return self.scales[channels]
 
 
-_Kernels = _StaticKernels | _MixedKernels | _MixedFeatures
+_Kernels = _StaticKernels | _MixedKernels | _MixedOutputs
 
 
 def _conv3x3(graph: Graph, name: str, features: str, weight: str, bias: str | None = None) -> str:
@@ -261,7 +264,7 @@ def build(model: Model, interface: Interface) -> onnx.ModelProto:
         if isinstance(model, DASR):
             weights = add_mapping(graph, model.net_p, "degradation")
             kernels = (
-                _MixedFeatures(graph, weights, model.net_g.num_models)
+                _MixedOutputs(graph, weights, model.net_g.num_models)
                 if free
                 else _MixedKernels(graph, weights)
             )

@@ -125,7 +125,8 @@ class InferenceModule(nn.Module):
 
     def _conv_of_all_experts(self, layer: nn.Module, features: Tensor, weights: Tensor) -> Tensor:
         weights = weights.to(features.dtype)
-        scaled = (features.unsqueeze(1) * weights[:, :, None, None, None]).flatten(1, 2)
+        scales = weights[:, :, None, None].split(1, 1)
+        scaled = torch.cat([features * scale for scale in scales], 1)
         kernel = layer.weight.transpose(0, 1).flatten(1, 2)  # [O, K * I, 3, 3]
         bias = weights @ layer.bias
         return F.conv2d(scaled, kernel, padding=1) + bias[:, :, None, None]

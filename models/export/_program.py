@@ -62,7 +62,8 @@ def export_program(
 
     Raises:
         TypeError: ``model`` or ``metadata`` is of the wrong type.
-        ValueError: arguments do not fit each other, or a kernel does not fit into float16.
+        ValueError: arguments do not fit each other, ``path`` ends otherwise, or a kernel does not
+            fit into float16.
         ExportError: tracing fails, or results differ.
         FileExistsError: the file exists and ``overwrite`` is False.
         OSError: it cannot be written.
@@ -71,6 +72,7 @@ def export_program(
     interface = Interface(
         dynamic_batch, half, degradation_input, degradation_output, predictor_only, clip
     )
+    _check_arguments(owner, model, path, interface)
     program = _trace(owner, model, interface, "cpu", fold_batch=True)
     entries = describe(model, metadata, precision=_precision(interface))
     buffer = io.BytesIO()
@@ -123,7 +125,8 @@ def export_aoti(
 
     Raises:
         TypeError: ``model`` or ``metadata`` is of the wrong type.
-        ValueError: arguments do not fit each other, or a kernel does not fit into float16.
+        ValueError: arguments do not fit each other, ``path`` ends otherwise, ``device`` is not
+            there, or a kernel does not fit into float16.
         ExportError: there is no C++ compiler, compilation fails, or results differ.
         FileExistsError: the file exists and ``overwrite`` is False.
         OSError: it cannot be written.
@@ -132,6 +135,8 @@ def export_aoti(
     interface = Interface(
         dynamic_batch, half, degradation_input, degradation_output, predictor_only, clip
     )
+    _check_arguments(owner, model, path, interface)
+    _check_device(owner, device)
     _check_compiler(owner)
     program = _trace(owner, model, interface, device, fold_batch=False)
     entries = describe(model, metadata, precision=_precision(interface))
@@ -155,6 +160,17 @@ def export_aoti(
     return agreement
 
 
+def _check_arguments(
+    owner: str, model: Any, path: str | os.PathLike[str], interface: Interface
+) -> None:
+    check_model(owner, model, DASR, SRResNet)
+    interface.check(owner, model)
+    if Path(path).suffix != ".pt2":  # torch refuses to load others
+        raise ValueError(f"{owner}: path: expected a .pt2 file, got {path}")
+    if interface.half:
+        check_half(model)
+
+
 def _trace(
     owner: str,
     model: Model,
@@ -165,10 +181,6 @@ def _trace(
 ) -> ExportedProgram:
     from torch.fx.experimental import _config
 
-    check_model(owner, model, DASR, SRResNet)
-    interface.check(owner, model)
-    if interface.half:
-        check_half(model)
     module = InferenceModule(model, interface, device, fold_batch).eval()
     free = interface.free_batch(model)
     arguments = module.example(2 if free else 1)
@@ -206,6 +218,13 @@ def _check_compiler(owner: str) -> None:
             f"{owner} needs a C++ compiler: install g++ or clang++, or name one in CXX "
             f"({one_line(error)})"
         ) from None
+
+
+def _check_device(owner: str, device: torch.device | str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"{owner}: device: {device}: {one_line(error)}") from None
 
 
 def _precision(interface: Interface) -> str:
