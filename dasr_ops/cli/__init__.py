@@ -14,6 +14,7 @@ from ..version import __version__
 
 COMMANDS = {
     "upscale": (".upscale", "magnify pictures"),
+    "demo": (".demo", "enlarge pictures on a web page, on this computer"),
     "convert": (".convert", "convert weights between .safetensors and pairs of .pth files"),
     "eval": (".evaluate", "score networks or pictures against ground truth"),
     "train": (".train", "train a network"),
