@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from .tasks import Task, Worker
 if TYPE_CHECKING:
     from dasr_ops.models import DASR, Upscaler
     from dasr_ops.models.pictures import Picture
+    from dasr_ops.train.degradations.readable import Readable
 
 LARGEST_FILE = 200 * 2**20
 """Bytes of the largest file that is accepted."""
@@ -111,11 +113,12 @@ class Engine:
         upscaler = self._upscalers[weights, self.native_scale(weights)]
         return upscaler.predict(_tensor(picture)).v.cpu()
 
-    def describe(self, v: Tensor, weights: str) -> list:
-        """Return readable quantities of v [1, 33]."""
+    def describe(self, v: Tensor, weights: str) -> Readable:
+        """Say in readable quantities what v [1, 33] says."""
         from dasr_ops.models.controls import describe_prediction
 
-        return describe_prediction(v, self._models[weights].label_scheme)
+        (readable,) = describe_prediction(v, self._models[weights].label_scheme)
+        return readable
 
     def enlarge(self, picture: Picture, v: Tensor, settings: Settings, task: Task) -> Picture:
         """Enlarge the whole picture.
@@ -158,17 +161,10 @@ class Engine:
 
 
 def crop(picture: Picture, box: Box) -> Picture:
-    """Return the part of a picture in ``box``, without EXIF data."""
-    from dasr_ops.models.pictures import Picture
-
+    """Return the part of a picture in ``box``."""
     rows, columns = slice(box.top, box.bottom), slice(box.left, box.right)
-    alpha = None if picture.alpha is None else np.ascontiguousarray(picture.alpha[rows, columns])
-    return Picture(
-        color=np.ascontiguousarray(picture.color[rows, columns]),
-        alpha=alpha,
-        exif=None,
-        icc_profile=picture.icc_profile,
-    )
+    alpha = None if picture.alpha is None else picture.alpha[rows, columns].copy()
+    return dataclasses.replace(picture, color=picture.color[rows, columns].copy(), alpha=alpha)
 
 
 def _tensor(picture: Picture) -> Tensor:

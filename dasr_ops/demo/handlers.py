@@ -237,16 +237,15 @@ class Handlers:
 
     def write(self, format: str, request: gr.Request) -> Iterator[Update]:
         """Write the result as a file, and give its address to the browser."""
-        from dasr_ops.models.pictures import check_output_size, write_picture
+        from dasr_ops.models.pictures import write_picture
 
         session, page = self._session(request), self._page
         if not session.current:
             yield {page.link: "", page.notes: text.note("The result is not ready yet.")}
             return
-        result, settings, seconds = session.result
+        result, settings, _ = session.result
         path = session.folder / f"{session.name}_x{settings.scale}{FORMATS[format]}"
         try:
-            check_output_size(result.size, path.suffix[1:].upper())
             if session.download != path:
                 session.forget_download()
                 yield {page.link: "", page.notes: text.progress(f"Writing {format}")}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -34,6 +35,7 @@ MOST_SESSIONS = 8
 VIEWS = ("Whole picture", "Detail")
 
 _KEPT_FILES = 4
+_NOWHERE = Box(0, 0, 1, 1)
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Session:
     name: str = ""
     picture: Picture | None = None
     image: Image.Image | None = None
-    detail: Box = Box(0, 0, 1, 1)
+    detail: Box = _NOWHERE
     predictions: dict[str, Tensor] = field(default_factory=dict)
     wanted: Settings | None = None
     view: str = VIEWS[0]
@@ -271,15 +273,10 @@ class Sessions:
 
 def shown(picture: Picture) -> Image.Image:
     """Return a picture in 8 bits, mode L, LA, RGB or RGBA, with its colour profile."""
-    from dasr_ops.models.pictures import Picture
-
-    if picture.color.dtype.itemsize > 1:
-        alpha = None if picture.alpha is None else _eight_bits(picture.alpha)
-        picture = Picture(_eight_bits(picture.color), alpha, None, picture.icc_profile)
-    return picture.to_pil()
-
-
-def _eight_bits(values: Any) -> Any:
-    import numpy as np
-
-    return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    image = picture.to_pil()
+    if image.mode == "I;16":
+        values = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        if picture.icc_profile:
+            image.info["icc_profile"] = picture.icc_profile
+    return image

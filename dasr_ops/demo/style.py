@@ -101,9 +101,11 @@ footer:not(.end) { display: none !important; }
 #denoise .min_value, #deblur .min_value, #dejpeg .min_value,
 #denoise .max_value, #deblur .max_value, #dejpeg .max_value { display: none; }
 
-#compare { border-radius: 8px; min-height: 240px; background: var(--block-background-fill); }
+#status, #reading, #notes, .html-container { padding: 0 !important; }
+#compare { border-radius: 8px; background: var(--block-background-fill); }
+#compare:not(:has(img)) { min-height: 240px; }
 #compare:not(:has(img))::after {
-  content: "The comparison appears here: left the picture enlarged without a network, right the result.";
+  content: "Here the picture, enlarged by bicubic interpolation, and the result meet.";
   position: absolute; inset: 0; display: grid; place-items: center; padding: 24px;
   text-align: center; color: var(--body-text-color-subdued);
 }
@@ -128,11 +130,17 @@ footer:not(.end) { display: none !important; }
 @keyframes busy { from { margin-left: 0 } to { margin-left: 70% } }
 @media (prefers-reduced-motion: reduce) { .bar.busy span { animation: none; width: 100% } }
 
-.reading { display: flex; flex-wrap: wrap; gap: 8px 28px; margin: 0; padding: 10px 0;
-  border-top: 1px solid var(--block-border-color); }
-.reading dt { margin: 0; font-size: 12px; font-weight: 400; color: var(--body-text-color-subdued); }
-.reading dd { margin: 0; font-size: 15px; font-variant-numeric: tabular-nums; }
-.reading .title { flex-basis: 100%; }
+.reading { padding-top: 10px; border-top: 1px solid var(--block-border-color); }
+.reading h2 { margin: 0 0 6px; font-size: 14px; font-weight: 500; }
+.reading dl { margin: 0; }
+.reading dt, .reading dd { margin: 0; font-weight: 400; }
+.reading dt, .reading summary { font-size: 13px; color: var(--body-text-color-subdued); }
+.reading dd { font-variant-numeric: tabular-nums; }
+.reading .summary { display: flex; flex-wrap: wrap; gap: 4px 32px; }
+.reading .summary dd { font-size: 16px; }
+.reading summary { cursor: pointer; padding: 8px 0 4px; }
+.reading .steps > div { display: grid; grid-template-columns: 140px 1fr; gap: 12px; }
+.reading .steps dd { font-size: 14px; }
 
 #saving { align-items: center; gap: 12px; }
 #format { flex: 0 0 110px; }
@@ -140,10 +148,14 @@ footer:not(.end) { display: none !important; }
 #notes { flex: 1 1 200px; }
 
 @media (max-width: 760px) {
+  /* The result comes before the corrections, so that it is seen while they are moved. */
   #columns { flex-direction: column; gap: 12px; }
-  #panel { max-width: none; width: 100%; }
-  #stage { width: 100%; }
-  #panel, #stage { min-width: 0 !important; }
+  #panel { display: contents; }
+  #source, #example { order: 1; }
+  #stage { order: 2; }
+  #panel > .form { order: 3; }
+  #stage { width: 100%; min-width: 0 !important; }
   .top p { font-size: 14px; }
+  .gradio-container main { padding: 16px !important; }
 }
 """

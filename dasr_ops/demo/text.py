@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 
 from .engine import LARGEST_FILE, TooLargeError
+
+if TYPE_CHECKING:
+    from dasr_ops.train.degradations.readable import Readable
 
 
 def explain(error: BaseException) -> str:
@@ -52,8 +56,9 @@ def progress(text: str, done: int = 0, total: int = 0) -> str:
     if total:
         share = 100 * done / total
         bar = (
-            f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuenow="{share:.0f}" '
-            f'aria-valuemin="0" aria-valuemax="100"><span style="width:{share:.1f}%"></span></div>'
+            f'<div class="bar" role="progressbar" aria-label="Progress" aria-valuemin="0" '
+            f'aria-valuemax="100" aria-valuenow="{share:.0f}">'
+            f'<span style="width:{share:.1f}%"></span></div>'
         )
     else:
         bar = '<div class="bar busy" role="progressbar" aria-label="Progress"><span></span></div>'
@@ -86,13 +91,23 @@ def amount(size: int) -> str:
     return f"{max(1, round(size / 1e3))} kB" if size < 1e6 else f"{size / 1e6:.1f} MB"
 
 
-def reading(quantities: Sequence[object]) -> str:
+def reading(readable: Readable) -> str:
     """Return the predicted degradation as a list of names and values."""
-    rows = "".join(
-        f"<div><dt>{html.escape(q.name)}</dt><dd>{html.escape(q.text)}</dd></div>"
-        for q in quantities
+    summary = (("Blur", readable.blur), ("Noise", readable.noise), ("JPEG", readable.jpeg))
+    steps = _list(readable.details, "steps")
+    return (
+        '<section class="reading" aria-label="Measured degradation">'
+        f"<h2>Measured in this picture</h2>{_list(summary, 'summary')}"
+        f"<details><summary>Step by step</summary>{steps}</details></section>"
     )
-    return f'<dl class="reading">{rows}</dl>'
+
+
+def _list(rows: Iterable[tuple[str, str | None]], kind: str) -> str:
+    content = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(text or 'none')}</dd></div>"
+        for name, text in rows
+    )
+    return f'<dl class="{kind}">{content}</dl>'
 
 
 FILE_TOO_LARGE = f"This file is larger than {LARGEST_FILE // 2**20} MB."
