@@ -120,14 +120,11 @@ class Handlers:
         """Show at once what can be had at once: a detail, or all of a small picture."""
         session = self._session(request)
         settings = Settings(weights, int(scale), float(denoise), float(deblur), float(dejpeg))
-        session.cancel("whole")
-        picture = session.picture
+        picture, page = session.picture, self._page
+        task = session.ask(settings) if picture is not None else None
         yield self._nothing()
-        if picture is None:
+        if picture is None or task is None:
             return
-        session.wanted = settings
-        task: Task = session.new_task("quick")
-        page = self._page
         try:
             self._engine.check_size(picture.size, settings)
             v = session.predictions.get(settings.weights)
@@ -175,11 +172,10 @@ class Handlers:
         """Enlarge the whole picture, if `quick` has not done so."""
         session = self._session(request)
         settings = Settings(weights, int(scale), float(denoise), float(deblur), float(dejpeg))
+        task = session.go_on(settings)
         yield self._nothing()
-        # Something else was asked for while this was on its way.
-        if settings != session.wanted or session.current:
+        if task is None:
             return
-        task: Task = session.new_task("whole")
         try:
             yield from self._whole(session, task, settings)
         except Cancelled:
@@ -286,21 +282,21 @@ class Handlers:
     def _follow(self, task: Task, function: Callable[[Task], Any], label: str) -> Iterator[Update]:
         """Run a task and yield how far it is until it is over."""
         self._engine.worker.start(task, function)
-        begin = None
+        begin = last = time.monotonic()
+        done = 0
         while not task.finished(_POLL):
             now = time.monotonic()
             if not task.started:
-                said = text.progress("Waiting for another tab")
-            elif begin is None or not task.done:
-                begin = now if begin is None else begin
-                said = text.progress(label, task.done, task.total)
+                begin = last = now
+                said = text.progress("Waiting for its turn")
+            elif not task.done or task.total == 1:
+                said = text.progress(label)
             else:
-                rest = (now - begin) / task.done * (task.total - task.done)
-                said = text.progress(
-                    f"{label} · tile {task.done} of {task.total} · {text.left(rest)}",
-                    task.done,
-                    task.total,
-                )
+                if task.done != done:
+                    done, last = task.done, now
+                rest = (last - begin) / done * (task.total - done) - (now - last)
+                line = f"{label} · tile {done} of {task.total} · {text.left(rest)}"
+                said = text.progress(line, done, task.total)
             yield {self._page.status: said}
 
     def _session(self, request: gr.Request) -> Session:

@@ -17,7 +17,7 @@ PREVIEW = (800, 800)
 """Largest width and height of the input as it is shown."""
 
 LONGEST_SHOWN = 2400
-"""Longest side of what is shown; browsers do not show pictures of hundreds of millions of pixels."""
+"""Longest side of what is shown; browsers give up at hundreds of millions of pixels."""
 
 
 class Box(NamedTuple):

@@ -97,6 +97,20 @@ class Session:
             self._tasks[kind] = task
         return task
 
+    def ask(self, settings: Settings) -> Task:
+        """Note what is wanted from now on, call off what runs, and return a task to begin with."""
+        with self._lock:
+            self.wanted = settings
+            self.cancel("whole")
+            return self.new_task("quick")
+
+    def go_on(self, settings: Settings) -> Task | None:
+        """Return a task for the whole picture; None if it is there, or no longer wanted."""
+        with self._lock:
+            if self.picture is None or self.wanted != settings or self.current:
+                return None
+            return self.new_task("whole")
+
     def cancel(self, kind: str) -> None:
         """Call off the task of this kind, if there is one."""
         with self._lock:

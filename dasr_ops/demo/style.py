@@ -77,7 +77,9 @@ def theme() -> gr.Theme:
 
 
 CSS = """
-.gradio-container { max-width: 1440px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1440px !important; }
+.gradio-container { margin: 0 auto !important; }
+.gradio-container main, #columns { width: 100% !important; }
 footer:not(.end) { display: none !important; }
 
 .top { display: flex; flex-wrap: wrap; align-items: baseline; gap: 4px 16px; padding: 4px 2px; }
@@ -105,7 +107,7 @@ footer:not(.end) { display: none !important; }
 #compare { border-radius: 8px; background: var(--block-background-fill); }
 #compare:not(:has(img)) { min-height: 240px; }
 #compare:not(:has(img))::after {
-  content: "Here the picture, enlarged by bicubic interpolation, and the result meet.";
+  content: "The result appears here, beside plain bicubic enlargement.";
   position: absolute; inset: 0; display: grid; place-items: center; padding: 24px;
   text-align: center; color: var(--body-text-color-subdued);
 }
