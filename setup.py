@@ -25,6 +25,7 @@ setup(
     package_dir=package_dir,
     package_data={
         "dasr_ops": ["py.typed"],
+        "dasr_ops.demo": ["*.png"],
         "dasr_ops.models": ["weights/*"],
         "dasr_ops.train": ["*.toml", "*.json", "presets/*.yml"],
     },

@@ -13,8 +13,9 @@ from types import FrameType
 from ..version import __version__
 
 COMMANDS = {
-    "upscale": (".upscale", "magnify pictures"),
+    "upscale": (".upscale", "magnify pictures and videos"),
     "inspect": (".inspect", "show the degradation that the network sees in pictures"),
+    "demo": (".demo", "enlarge pictures on a web page, on this computer"),
     "convert": (".convert", "convert weights between .safetensors and pairs of .pth files"),
     "export": (".export", "write networks for other programs: ONNX, torch.export, static ones"),
     "eval": (".evaluate", "score networks or pictures against ground truth"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dasr_ops.models.pictures import ANIMATION_FORMATS, FORMATS
-from dasr_ops.models.video import CONTAINERS, VIDEO_SUFFIXES
+from dasr_ops.models.video import CONTAINERS, VIDEO_SUFFIXES, target_suffix
 
 from . import UsageError
 
@@ -208,7 +208,7 @@ def _choose(source: Path, format: str | None, stills: bool) -> tuple[Kind, str]:
     """Return what ``source`` is taken for, and the suffix of its result."""
     kind, extension = _kind(source, stills), source.suffix
     if kind is Kind.VIDEO:
-        return kind, extension if extension.lower() in CONTAINERS else ".mkv"
+        return kind, target_suffix(source)
     if format is not None:
         extension = f".{format}"
         if kind is Kind.ANIMATION and extension not in ANIMATION_FORMATS:

@@ -43,6 +43,9 @@ class VideoFlags:
     pixel_format: Annotated[
         str, _help("Such as yuv420p10le. auto: bit depth and chroma of the source.")
     ] = "auto"
+    max_frames: Annotated[
+        int | None, _help("Stop after so many frames of a video, for a trial.")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -258,6 +261,7 @@ def _video_options(options: Upscale) -> VideoOptions:
             crf=flags.crf,
             preset=flags.preset,
             pixel_format=flags.pixel_format,
+            max_frames=flags.max_frames,
         )
     except ValueError as error:
         raise UsageError(str(error).removeprefix("VideoOptions: ")) from None

@@ -1,0 +1,139 @@
+"""``dasr demo``: a web page on this computer that enlarges pictures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from . import EXIT_FAILURE, UsageError
+
+if TYPE_CHECKING:
+    from dasr_ops.models import DASR
+
+
+def _help(text: str) -> Any:
+    return tyro.conf.arg(help=text)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Enlarge pictures on a web page, on this computer, without the internet.
+
+    Prints the address of the page and serves it until Ctrl-C. Uploaded pictures and results are
+    temporary files, which are removed when the page is closed and at the end.
+
+    Exit code: 130 after Ctrl-C, 1 if something failed, 2 if the command line is wrong or the port
+    is taken.
+    """
+
+    host: Annotated[
+        str,
+        _help(
+            "Address to listen on. 0.0.0.0 lets everybody who reaches this computer over the "
+            "network use the page."
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int | None, _help("Port to listen on. Default: the first free one from 7860 on.")
+    ] = None
+    weights: Annotated[
+        tuple[Path, ...],
+        _help(
+            "Weights, of which the page offers a choice: .safetensors files, and pairs of .pth "
+            "files of G and P. Default: the weights of the package."
+        ),
+    ] = ()
+    device: Annotated[str | None, _help("cpu, cuda, cuda:1, mps. Default: the best there is.")] = (
+        None
+    )
+    tile: Annotated[
+        int,
+        _help(
+            "Side of the square that the network sees at a time, in pixels of the input; 0: the "
+            "whole picture. Less takes less memory."
+        ),
+    ] = 256
+    open: Annotated[bool, _help("Open the page in the browser.")] = False
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``dasr demo`` with the arguments ``argv`` and return its exit code."""
+    options = tyro.cli(Demo, args=list(argv), prog="dasr demo")
+    if options.port is not None and not 0 <= options.port <= 65535:
+        raise UsageError(f"--port {options.port}: expected 0 to 65535")
+    if options.tile < 0 or 0 < options.tile <= 32:
+        raise UsageError(f"--tile {options.tile}: expected 0 or more than 32")
+    from dasr_ops.demo.server import ServerError, check_gradio, serve
+
+    try:
+        check_gradio()
+        models = _models(options.weights)
+        serve(
+            models,
+            host=options.host,
+            port=options.port,
+            device=options.device,
+            tile=options.tile,
+            open_browser=options.open,
+        )
+    except ServerError as error:
+        raise UsageError(str(error)) from None
+    except (RuntimeError, AssertionError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        if options.device is None:
+            print(f"dasr demo: error: {lines[0]}", file=sys.stderr)
+            return EXIT_FAILURE
+        raise UsageError(f"--device {options.device}: {lines[0]}") from None
+    return 0
+
+
+def _models(weights: Sequence[Path]) -> dict[str, DASR]:
+    """Load all weights, by the names that the page shows."""
+    from dasr_ops.models import CheckpointError, load_dasr
+    from dasr_ops.models.upscale import DEFAULT_WEIGHTS
+
+    if not weights and not DEFAULT_WEIGHTS.is_file():
+        raise UsageError("this build comes without weights; give --weights PATH")
+    groups = _grouped(weights or [DEFAULT_WEIGHTS])
+    try:
+        return {name: load_dasr(*paths) for name, paths in zip(_names(groups), groups, strict=True)}
+    except CheckpointError as error:
+        raise UsageError(f"--weights: {error}") from None
+
+
+def _grouped(weights: Sequence[Path]) -> list[tuple[Path, ...]]:
+    """Put every two ``.pth`` files that follow each other together."""
+    groups: list[tuple[Path, ...]] = []
+    pending: Path | None = None
+    for path in weights:
+        if path.suffix == ".safetensors":
+            single: tuple[Path, ...] = (path,)
+        elif pending is None:
+            pending = path
+            continue
+        else:
+            single = (pending, path)
+            pending = None
+        if pending is not None:
+            break
+        groups.append(single)
+    if pending is not None:
+        raise UsageError(
+            f"--weights {pending}: expected the .pth files of G and P after each other"
+        )
+    return groups
+
+
+def _names(groups: Sequence[tuple[Path, ...]]) -> list[str]:
+    """Return short names, with as much of the folders as tells them apart."""
+    paths = [group[0] for group in groups]
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.with_suffix("").parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{number}. {path.stem}" for number, path in enumerate(paths, 1)]

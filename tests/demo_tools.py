@@ -1,0 +1,89 @@
+"""What the tests of the demo share: tiny networks, and a page without a browser."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dasr_ops.models import DASR, Degradation_Predictor, MSRResNetDynamic
+
+
+def tiny_model(scale: int = 2, seed: int = 0) -> DASR:
+    torch.manual_seed(seed)
+    net_g = MSRResNetDynamic(num_feat=4, num_block=1, num_models=2, upscale=scale)
+    return DASR(net_g, Degradation_Predictor(nf=4, num_networks=2))
+
+
+def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@cache
+def layout(engine):
+    import gradio as gr
+
+    from dasr_ops.demo import page
+
+    with gr.Blocks(analytics_enabled=False):
+        return page._layout(engine)
+
+
+class Tab:
+    """One browser tab: calls the handlers as the page does and remembers what it shows."""
+
+    def __init__(self, engine, folder: Path, name: str = "tab", sessions=None) -> None:
+        from dasr_ops.demo.handlers import Handlers
+        from dasr_ops.demo.session import Sessions
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.sessions = sessions or Sessions(folder / "sessions")
+        self.page = layout(engine)
+        self.handlers = Handlers(engine, self.sessions, folder, self.page)
+        self.request = SimpleNamespace(session_hash=name)
+        self.shown: dict[str, object] = {}
+        self.controls = {
+            **{"denoise": 0.0, "deblur": 0.0, "dejpeg": 0.0},
+            **{"scale": engine.native_scale(engine.names[0]), "weights": engine.names[0]},
+        }
+
+    @property
+    def session(self):
+        return self.sessions.get(self.request.session_hash)
+
+    def upload(self, path: Path) -> Path:
+        """Open a file as an upload; returns where the upload was."""
+        target = self.folder / "upload" / path.name
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(path.read_bytes())
+        self.take(self.handlers.open({"path": str(target), "orig_name": path.name}, self.request))
+        return target
+
+    def quick(self, **changes):
+        self.controls |= changes
+        return self.handlers.quick(*self.controls.values(), self.request)
+
+    def finish(self):
+        return self.handlers.finish(*self.controls.values(), self.request)
+
+    def run(self, **changes) -> None:
+        """Set controls and wait for the whole picture."""
+        for step in (self.quick(**changes), self.finish()):
+            for update in step:
+                self.take(update)
+
+    def take(self, update) -> None:
+        names = {component: name for name, component in vars(self.page).items()}
+        named = {names[component]: value for component, value in update.items()}
+        # Gradio's word for "as it was".
+        self.shown |= {n: v for n, v in named.items() if v != {"__type__": "update"}}
+
+    def image(self, which: int) -> np.ndarray:
+        """What the comparison shows: 0 before, 1 after."""
+        with Image.open(self.shown["compare"][which]) as image:
+            return np.asarray(image)
