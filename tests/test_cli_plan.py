@@ -50,7 +50,7 @@ def test_kinds(tmp_path):
     jobs, _ = plan([tmp_path / "in"], tmp_path / "out")
     assert {job.target.name: job.kind for job in jobs} == {
         "a.png": Kind.PICTURE,
-        "b.MP4": Kind.VIDEO,
+        "b.mp4": Kind.VIDEO,
         "c.mkv": Kind.VIDEO,
         "e.gif": Kind.ANIMATION,
         "f.webp": Kind.ANIMATION,
@@ -62,7 +62,7 @@ def test_kinds(tmp_path):
     jobs, _ = plan([tmp_path / "in"], tmp_path / "out", format="jpg")
     kinds = {job.target.name: job.kind for job in jobs}
     assert kinds["e.jpg"] is kinds["a.jpg"] is Kind.PICTURE
-    assert kinds["b.MP4"] is Kind.VIDEO
+    assert kinds["b.mp4"] is Kind.VIDEO
     (job,) = plan([tmp_path / "in" / "d.ts"], tmp_path / "out")[0]
     assert job == (tmp_path / "in" / "d.ts", tmp_path / "out" / "d.mkv", Kind.VIDEO)
 
