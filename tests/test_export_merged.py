@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from dasr_ops.models import DASR, SRResNet, load_srresnet, pictures, read_metadata
+from dasr_ops.models import DASR, SRResNet, load_srresnet, read_metadata
 from dasr_ops.models.export import (
     choose_degradation,
     degradation_metadata,
@@ -21,8 +21,6 @@ from dasr_ops.train.degradations import LAYOUT
 
 from .export_tools import pictures as noise
 from .export_tools import tiny_model
-
-has_new_pictures = hasattr(pictures, "Picture")
 
 
 def basicsr(state: dict[str, torch.Tensor], x: torch.Tensor, scale: int) -> torch.Tensor:
@@ -152,7 +150,6 @@ def test_named_degradations():
 
 
 def test_degradation_of_a_file(tmp_path):
-    pytest.importorskip("dasr_ops.models.controls")
     v = [round(0.01 * i, 2) for i in range(33)]
     (tmp_path / "v.json").write_text(json.dumps({"v": v}))
     found = choose_degradation(tiny_model(), tmp_path / "v.json")
@@ -162,7 +159,6 @@ def test_degradation_of_a_file(tmp_path):
         choose_degradation(tiny_model(), tmp_path / "v.json")
 
 
-@pytest.mark.skipif(not has_new_pictures, reason="reads pictures by the package of that name")
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
 def test_degradation_of_a_picture(tmp_path, channels, mode):

@@ -41,7 +41,7 @@ def choose_degradation(
         PictureError: the picture cannot be read.
     """
     check_model("choose_degradation", model, DASR)
-    scheme = scheme or getattr(model, "label_scheme", "unified")
+    scheme = scheme or model.label_scheme
     if str(source) in NAMED:
         return _named(model, str(source), scheme)
     if Path(source).suffix.lower() == ".json":
