@@ -116,3 +116,15 @@ def gif(size: tuple[int, int], colors: np.ndarray, frames: list[bytes], loop: in
     if loop is not None:
         data += b"!\xff\x0bNETSCAPE2.0\x03\x01" + struct.pack("<H", loop) + b"\0"
     return data + b"".join(frames) + b";"
+
+
+def assert_same(picture: Picture, values: np.ndarray) -> None:
+    """Compare with [H, W, C] of 1 to 4 channels."""
+    channels = values.shape[2]
+    color = values[..., 0] if channels < 3 else values[..., :3]
+    assert np.array_equal(picture.color, color)
+    if channels in (2, 4):
+        assert np.array_equal(picture.alpha, values[..., -1])
+    else:
+        assert picture.alpha is None
+    assert picture.color.flags.c_contiguous

@@ -10,7 +10,13 @@ import torch
 from PIL import Image, ImageOps
 
 from dasr_ops.models import DASR, Degradation_Predictor, MSRResNetDynamic
-from dasr_ops.models.pictures import Picture, PictureError, PictureWarning, fill_transparent
+from dasr_ops.models.pictures import (
+    Picture,
+    PictureError,
+    PictureWarning,
+    depth,
+    fill_transparent,
+)
 from dasr_ops.models.upscale import Upscaler
 from tests.picture_files import deep_grey, exif, picture, rgb, with_alpha
 
@@ -130,7 +136,9 @@ def test_orientation_is_applied_as_pillow_does(orientation):
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize("bits", [8, 16])
-def test_to_pil_and_back(channels, bits):
+@pytest.mark.parametrize("band", [50, 1 << 20])
+def test_to_pil_and_back(monkeypatch, channels, bits, band):
+    monkeypatch.setattr(depth, "_BAND", band)
     original = picture(channels, bits)
     image = original.to_pil()
     deep = bits == 16 and channels == 1

@@ -21,7 +21,7 @@ _VISIBLE = 128  # opacity from which on a pixel is seen
 _BINS = 1 << 15  # 5 bits per channel
 _SAMPLE = 1 << 18
 _KEEP, _RESTORE_BACKGROUND = 1, 2
-_DITHER = 16  # grey levels between the lowest and the highest threshold
+_DITHER = 12  # grey levels between the lowest and the highest threshold
 
 
 class _Rectangle(NamedTuple):

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from .._messages import one_line
+from .depth import bands
 from .errors import PictureError, warn
 from .formats import check_input_size
 from .metadata import clean_exif, dpi_of, turn, xmp_of
@@ -127,11 +128,21 @@ def split(image: Image.Image, notes: list[str] | None = None) -> Layers:
             image = image.convert(target)
     except ValueError as error:
         raise PictureError(f"mode {image.mode} cannot be read: {one_line(error)}") from None
+    array = _array(image)
     if opaque:
-        return Layers(np.asarray(image), None)
-    array = np.asarray(image)
+        return Layers(array, None)
     color = array[..., 0] if grey else array[..., :3]
     return Layers(np.ascontiguousarray(color), np.ascontiguousarray(array[..., -1]))
+
+
+def _array(image: Image.Image) -> np.ndarray:
+    """Copy pixels band by band: at once, Pillow needs memory for two copies more."""
+    channels = len(image.getbands())
+    shape = (image.height, image.width, channels) if channels > 1 else (image.height, image.width)
+    result = np.empty(shape, np.uint8)
+    for rows in bands(result):
+        result[rows] = np.asarray(image.crop((0, rows.start, image.width, rows.stop)))
+    return result
 
 
 def note(notes: list[str] | None, text: str) -> None:
