@@ -387,7 +387,22 @@ def mix_layers(
     """
     if mixes_inside(input):
         return [None] * len(layers)
+    return list(mix_once(layers, routing_weights, convolution_dtype(input)))
+
+
+def mix_once(
+    layers: Sequence[DynamicConv2d], routing_weights: Tensor, dtype: torch.dtype
+) -> list[Mixed]:
+    """Mix the experts of layers for many calls with the same routing weights.
+
+    Args:
+        layers: L layers of K experts each.
+        routing_weights: [B, K].
+        dtype: of what the layers will convolve.
+
+    Returns:
+        For each layer the argument ``mixed`` of its calls, see `mix_layers`.
+    """
     parameters = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
-    dtype = convolution_dtype(input)
     mixed = iter(aggregate_experts_stack(parameters, routing_weights, dtype=dtype))
     return [(next(mixed), None if layer.bias is None else next(mixed)) for layer in layers]

@@ -8,7 +8,7 @@ variant without batch normalisation.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dasr_ops import DynamicConv2d
-from dasr_ops.conv import Mixed, mix_layers
+from dasr_ops.conv import Mixed, mix_layers, mix_once
 from dasr_ops.functional import best_memory_format, memory_format
 
 from ._checks import check_images, check_positive_int, check_rows, kaiming_normal_
@@ -254,7 +254,27 @@ class MSRResNetDynamic(nn.Module):
         tail = (*_shuffle_factors(self.upscale), 1, 1)
         return reach(tail) + 2 * len(self.body) + 1
 
-    def forward(self, input: Tensor, weights: Tensor) -> Tensor:
+    def mix(self, weights: Tensor, dtype: torch.dtype | None = None) -> list[Mixed]:
+        """Mix the experts of all layers once, for many images of the same weights, such as tiles.
+
+        Args:
+            weights: mixing weights [B, K].
+            dtype: of the images; that of the parameters by default.
+
+        Returns:
+            What `forward` takes as ``mixed``; good until the parameters change.
+
+        Raises:
+            TypeError: ``weights`` is not a floating-point tensor, or ``dtype`` not such a type.
+            ValueError: its shape does not fit.
+        """
+        batch = weights.shape[0] if isinstance(weights, Tensor) and weights.dim() else 0
+        check_rows("mix", "weights", weights, batch, self.num_models)
+        return mix_once(self._layers(), weights, dtype or self.conv_first.weight.dtype)
+
+    def forward(
+        self, input: Tensor, weights: Tensor, mixed: Sequence[Mixed | None] | None = None
+    ) -> Tensor:
         """Magnify images, each with its own mixture of experts.
 
         Where nothing is to be differentiated, the layers behind the body run piece by piece, see
@@ -263,6 +283,7 @@ class MSRResNetDynamic(nn.Module):
         Args:
             input: [B, num_in_ch, H, W], 0..1.
             weights: mixing weights [B, K], any real numbers.
+            mixed: what `mix` has made of these weights, for images of this dtype; None to mix now.
 
         Returns:
             [B, num_out_ch, H * upscale, W * upscale], of the type of ``input``, not clamped;
@@ -274,7 +295,15 @@ class MSRResNetDynamic(nn.Module):
         """
         check_images("MSRResNetDynamic", "input", input, self.config["num_in_ch"])
         check_rows("MSRResNetDynamic", "weights", weights, input.shape[0], self.num_models)
-        mixed = iter(mix_layers(self._layers(), input, weights))
+        layers = self._layers()
+        if mixed is None:
+            mixed = mix_layers(layers, input, weights)
+        elif len(mixed) != len(layers):
+            raise ValueError(
+                f"MSRResNetDynamic: mixed: expected what mix() returns for {len(layers)} layers, "
+                f"got {len(mixed)}"
+            )
+        mixed = iter(mixed)
         output = self.conv_first(input, weights, mixed=next(mixed))
         output = output.contiguous(memory_format=best_memory_format(input))
         output = self._run_body(output, weights, mixed)

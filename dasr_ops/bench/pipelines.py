@@ -31,12 +31,13 @@ class Subject:
     """Maps a tile [1, 3, H, W] to [1, 3, 4 H, 4 W]."""
 
 
-def ours(weights: Path, tile: int) -> Subject:
+def ours(weights: Path, tile: int, context: int) -> Subject:
     """Return ``dasr upscale`` with weights of a file."""
 
     def pipeline(source: Path, target: Path) -> None:
         arguments = ["upscale", str(source), "-o", str(target), "--weights", str(weights)]
-        code = dasr([*arguments, "--tile", str(tile), "--overwrite", "--quiet"])
+        arguments += ["--tile", str(tile), "--overlap", str(context)]
+        code = dasr([*arguments, "--overwrite", "--quiet"])
         if code:
             raise RuntimeError(f"dasr {' '.join(arguments)}: exit code {code}")
 
