@@ -113,7 +113,10 @@ def test_palette_of_a_deep_tiff(tmp_path):
 @pytest.mark.parametrize("bits", [10, 12, 14])
 def test_packed_bits_are_scaled_to_16(tmp_path, bits):
     values = noise(HEIGHT, WIDTH, bits=bits)
-    picture = _tiff(tmp_path, values, bitspersample=bits, photometric="minisblack")
+    try:
+        picture = _tiff(tmp_path, values, bitspersample=bits, photometric="minisblack")
+    except NotImplementedError:
+        pytest.skip("this imagecodecs does not write packed bits")
     expected = np.rint(values.astype(float) * 65535 / ((1 << bits) - 1))
     assert np.array_equal(picture.color, expected)
 
