@@ -6,6 +6,8 @@ import difflib
 import os
 from collections.abc import Iterator
 
+import torch
+
 from dasr_ops.models.checkpoint import CheckpointError
 
 from .config import TrainConfig
@@ -70,9 +72,19 @@ def _perceptual(config: TrainConfig) -> Iterator[str]:
         yield f"loss.perceptual.weights: {error}{hint}"
 
 
-def _optimizer(config: TrainConfig) -> Iterator[str]:
-    from .engine.optimizers import optimizer_names
+def optimizer_names() -> list[str]:
+    """Return the names of torch.optim's optimisers that training can use."""
+    # LBFGS calls for the gradients several times in a step, SparseAdam takes sparse ones alone, and
+    # Optimizer is what all derive from.
+    bases = (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam)
+    return sorted(
+        name
+        for name, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, bases[0]) and value not in bases
+    )
 
+
+def _optimizer(config: TrainConfig) -> Iterator[str]:
     name, known = config.optimizer.name, optimizer_names()
     if name in known:
         return

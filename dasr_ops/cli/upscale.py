@@ -226,14 +226,16 @@ def _devices(options: Upscale) -> list[str | None]:
 
 
 def _degradation(options: Upscale, upscaler: Upscaler) -> Tensor | Edit | None:
-    from dasr_ops.models.controls import AXES, Controls, compose
+    moved = options.denoise or options.deblur or options.dejpeg
+    if not moved and options.degradation is None:
+        return None
+    from dasr_ops.models.controls import Controls, compose
     from dasr_ops.models.degradation_files import DegradationError, load_degradation
     from dasr_ops.train.degradations.vector import NUM_LABELS
 
     scheme = upscaler.model.label_scheme
-    moved = any(getattr(options, axis) for axis in AXES)
     length = upscaler.model.net_p.config["num_params"]
-    if (moved or options.degradation is not None) and length != NUM_LABELS:
+    if length != NUM_LABELS:
         raise UsageError(
             f"--weights: a network that predicts {length} numbers instead of the {NUM_LABELS} of "
             "DASR: nobody knows what they mean"

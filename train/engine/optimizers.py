@@ -10,12 +10,8 @@ import torch
 from torch import nn
 
 from ..config import OptimizerConfig
+from ..config_checks import optimizer_names
 from .errors import TrainingError
-
-
-def optimizer_names() -> list[str]:
-    """Return the names of torch.optim's optimisers that training can use."""
-    return sorted(name for name, value in vars(torch.optim).items() if _usable(value))
 
 
 def build_optimizer(
@@ -62,13 +58,6 @@ def resume_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, options, strict=True):
         group.update(own)
-
-
-def _usable(found: object) -> bool:
-    # LBFGS calls for the gradients several times in a step, SparseAdam takes sparse ones alone, and
-    # Optimizer is what all derive from.
-    bases = (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam)
-    return inspect.isclass(found) and issubclass(found, bases[0]) and found not in bases
 
 
 def _number(value: float) -> float | int:
