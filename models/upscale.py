@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dasr_ops.conv import Mixed
+
 from ._checks import check_rows
 from ._layers import array_of, lr_of, picture_of
 from .checkpoint import CheckpointError, load_dasr
@@ -306,14 +308,16 @@ class Upscaler:
         rows = cut(height, largest[0], overlap, radius)
         columns = cut(width, largest[1], overlap, radius)
         total, done, dtype = len(rows) * len(columns), 0, self.dtype
+        mixed = self.model.net_g.mix(weights, dtype)
 
         def network(tile: Tensor) -> Tensor:
-            nonlocal done, dtype
-            result = self._run(tile, weights, dtype)
+            nonlocal done, dtype, mixed
+            result = self._run(tile, weights, mixed, dtype)
             if dtype != torch.float32 and not torch.isfinite(result).all():
                 self._warn_once(dtype)
                 dtype = torch.float32  # for the rest of the image as well
-                result = self._run(tile, weights, dtype)
+                mixed = self.model.net_g.mix(weights, dtype)
+                result = self._run(tile, weights, mixed, dtype)
             if not torch.isfinite(result).all():
                 raise NonFiniteError(
                     "the network returns infinities or NaN: its weights are broken"
@@ -364,10 +368,12 @@ class Upscaler:
         check_rows("Upscaler", "degradation", v, lr.shape[0], self.model.net_p.config["num_params"])
         return self.model.net_p.mix(v.to(self.device, torch.float32))
 
-    def _run(self, tile: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    def _run(
+        self, tile: Tensor, weights: Tensor, mixed: Sequence[Mixed], dtype: torch.dtype
+    ) -> Tensor:
         def network(part: Tensor) -> Tensor:
             part = part.to(dtype=dtype, memory_format=torch.channels_last)
-            return self.model(part, weights=weights).float()
+            return self.model.net_g(part, weights, mixed).float()
 
         return run_in_parts(tile, network, self.model.upscale, self.receptive_field_radius)
 
