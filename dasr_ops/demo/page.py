@@ -129,7 +129,7 @@ def _layout(engine: Engine) -> Page:
                 type="filepath",
                 interactive=False,
                 buttons=["fullscreen"],
-                max_height=560,
+                max_height=470,
                 elem_id="compare",
             )
             status = gr.HTML(elem_id="status")

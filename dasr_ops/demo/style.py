@@ -94,14 +94,17 @@ footer:not(.end) { display: none !important; }
 #example { border: 1px solid var(--border-color-primary); font-weight: 500; min-height: 36px; }
 
 /* The three corrections go both ways from the middle: the track is plain, the middle is marked. */
-#denoise input[type=range], #deblur input[type=range], #dejpeg input[type=range] {
-  background: linear-gradient(var(--body-text-color-subdued), var(--body-text-color-subdued))
-    center / 2px 12px no-repeat, var(--border-color-primary) !important;
+#denoise, #deblur, #dejpeg {
+  --track: #d6d1ca; --slider-color: var(--track); --neutral-200: var(--track);
 }
-#denoise input[type=range]:focus-visible, #deblur input[type=range]:focus-visible,
-#dejpeg input[type=range]:focus-visible { outline: 2px solid var(--slider-color); }
-#denoise .min_value, #deblur .min_value, #dejpeg .min_value,
-#denoise .max_value, #deblur .max_value, #dejpeg .max_value { display: none; }
+.dark :is(#denoise, #deblur, #dejpeg) { --track: #4b4641; }
+:is(#denoise, #deblur, #dejpeg) .slider_input_container { position: relative; }
+:is(#denoise, #deblur, #dejpeg) .slider_input_container::before {
+  content: ""; position: absolute; left: calc(50% - 1px); top: 50%; width: 2px; height: 14px;
+  transform: translateY(-50%); background: var(--body-text-color-subdued); opacity: .6;
+}
+:is(#denoise, #deblur, #dejpeg) input:focus-visible { outline: 2px solid #0d9488; }
+:is(#denoise, #deblur, #dejpeg) :is(.min_value, .max_value) { display: none; }
 
 #status, #reading, #notes, .html-container { padding: 0 !important; }
 #compare { border-radius: 8px; background: var(--block-background-fill); }
