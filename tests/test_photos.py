@@ -69,7 +69,7 @@ def test_the_list_is_sound():
     packages, listed = photos.load_manifest()
     train = [p for p in listed if p.split == "train"]
     val = [p for p in listed if p.split == "val"]
-    assert len(train) >= 30 and len(val) >= 10
+    assert len(train) >= 90 and len(val) == 12
     assert not {p.sha256 for p in train} & {p.sha256 for p in val}
     assert not {p.package for p in train} & {p.package for p in val}
     for photo in listed:
@@ -159,6 +159,31 @@ def test_the_command_line_reports_and_returns_a_status(
     captured = capsys.readouterr()
     assert captured.out == "1 written, 0 already there, 1 failed\n"
     assert "another picture than the one listed" in captured.err
+
+
+def test_the_command_line_packs_training_pictures_alone(tmp_path, monkeypatch, capsys, packages):
+    listed = write_manifest(
+        tmp_path / "list.json",
+        entry("one", shrink=1),
+        entry("two", shrink=1),
+        entry("three", split="val", shrink=1),
+    )
+    monkeypatch.setattr(photos, "MANIFEST", listed)
+    folder = tmp_path / "pack"
+    command = [str(tmp_path / "photos"), "--packages", str(packages), "--pack", str(folder)]
+    assert photos.main([*command, "--patch", "16"]) == 0
+    output = capsys.readouterr().out
+    assert "4 of 4 patches of 16 pixels, from 2 pictures, 0.0 MB" in output
+    notes = json.loads((folder / "patches.json").read_text())
+    assert {patch["picture"] for patch in notes["patches"].values()} == {"one", "two"}
+    assert notes["pictures"]["one"]["sha256"] == hashlib.sha256(DATA["one"]).hexdigest()
+    text = (folder / "ATTRIBUTION.md").read_text()
+    assert "Author of one" in text and "Author of three" not in text
+    assert photos.main([*command, "--patch", "256"]) == 1
+    assert "--pack: not one patch of 256 pixels" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        photos.main([*command, "--limit", "much"])
+    assert "--limit: expected a number of bytes" in capsys.readouterr().err
 
 
 def test_an_installed_package_is_used_without_a_download(tmp_path, monkeypatch, manifest):

