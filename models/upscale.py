@@ -64,7 +64,7 @@ class Upscaler:
             Any other is reached by Lanczos's method behind the network.
         tile: side of the largest square of LR pixels that the network sees at a time, context
             included; 0 for the whole image; "auto" for a rectangle that fits a quarter of the free
-            memory, 1 GiB at most on a CPU.
+            memory, 448 MiB at most on a CPU.
         overlap: context of a tile on each side, in LR pixels, less than half of ``tile``; no more
             than `receptive_field_radius` is used. Ignored where ``tile`` is 0.
         device: where to compute; None for CUDA, Apple's MPS or the CPU, the first there is.

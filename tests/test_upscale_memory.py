@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dasr_ops.models import memory
-from dasr_ops.models.memory import BAND_BYTES, LEAST_TILE, choose_tile, free_bytes
+from dasr_ops.models.memory import BAND_BYTES, LEAST_TILE, TILE_BYTES, choose_tile, free_bytes
 from dasr_ops.models.tiling import is_out_of_memory, run_in_parts
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def test_tiles_fit(size, free, monkeypatch):
     assert 1 <= columns <= size[1]
     taken = rows * columns * (5 * 64 * 4 + 2 * 12 * 16)
     floor = LEAST_TILE**2 * (5 * 64 * 4 + 2 * 12 * 16)
-    assert taken <= max(min(free // 4, 1 << 30), floor)
+    assert taken <= max(min(free // 4, TILE_BYTES["cpu"]), floor)
     assert rows * size[1] * 12 * 16 <= max(BAND_BYTES, LEAST_TILE * size[1] * 12 * 16)
 
 
@@ -34,10 +34,10 @@ def test_what_memory_allows_is_used(monkeypatch):
     free = 1 << 40
     assert _choose(500, 500, free, monkeypatch) == (500, 500)
     rows, columns = _choose(4000, 6000, free, monkeypatch)
-    assert rows * columns > 0.9 * (1 << 30) / (5 * 64 * 4 + 2 * 12 * 16)
+    assert rows * columns > 0.9 * TILE_BYTES["cpu"] / (5 * 64 * 4 + 2 * 12 * 16)
     half = _choose(4000, 6000, free, monkeypatch, element_size=2)
     assert half[0] * half[1] > 1.5 * rows * columns
-    kept = _choose(4000, 6000, 4 << 30, monkeypatch, reserved=2 << 30)
+    kept = _choose(4000, 6000, 2 << 30, monkeypatch, reserved=1 << 30)
     assert kept[0] * kept[1] < 0.6 * rows * columns
     both = _choose(4000, 6000, free, monkeypatch, batch=2)
     assert both[0] * both[1] < 0.6 * rows * columns
