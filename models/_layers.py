@@ -17,8 +17,8 @@ def lr_of(color: np.ndarray) -> Tensor:
     peak = float(np.iinfo(color.dtype).max)
     # PyTorch warns of arrays that it must not write to, such as those of Pillow.
     pixels = torch.from_numpy(np.require(color, requirements=["C", "W"]))
-    lr = pixels.to(torch.float32).div_(peak)
-    return (lr.expand(3, -1, -1) if color.ndim == 2 else lr.permute(2, 0, 1)).unsqueeze(0)
+    lr = pixels.to(torch.float32).div_(peak).unsqueeze(0)  # its format is channels_last already
+    return lr.unsqueeze(1).expand(-1, 3, -1, -1) if color.ndim == 2 else lr.permute(0, 3, 1, 2)
 
 
 def picture_of(array: np.ndarray) -> Picture:

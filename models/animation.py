@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .pictures import Animation, Picture, PictureError, open_animation, write_animation
+from .pictures import (
+    ANIMATION_FORMATS,
+    Animation,
+    Picture,
+    PictureError,
+    check_output_size,
+    open_animation,
+    write_animation,
+)
 
 if TYPE_CHECKING:
     from .upscale import Edit, Progress, Upscaler
@@ -25,6 +34,7 @@ def upscale_animation(
     *,
     degradation: Tensor | Edit | None = None,
     replace: bool = True,
+    quality: int | None = None,
     progress: Progress | None = None,
 ) -> int:
     """Magnify an animated GIF, WebP or PNG frame by frame.
@@ -38,6 +48,7 @@ def upscale_animation(
         upscaler: what magnifies.
         degradation: as for `Upscaler`.
         replace: whether an existing file is replaced.
+        quality: of WebP, see `write_animation`.
         progress: called with the number of tiles done and their total.
 
     Returns:
@@ -52,6 +63,9 @@ def upscale_animation(
     animation = open_animation(source)
     if animation is None:
         raise PictureError("not an animation")
+    format = ANIMATION_FORMATS.get(Path(target).suffix.lower())
+    if format is not None:  # of others `write_animation` has to say more
+        check_output_size(upscaler.output_size(*animation.size), format)
     if not isinstance(degradation, Tensor):
         predicted = _mean_degradation(animation, upscaler)
         degradation = predicted if degradation is None else degradation(predicted)
@@ -70,7 +84,12 @@ def upscale_animation(
             yield result
 
     write_animation(
-        frames(), target, durations=animation.durations, loop=animation.loop, replace=replace
+        frames(),
+        target,
+        durations=animation.durations,
+        loop=animation.loop,
+        replace=replace,
+        quality=quality,
     )
     return pixels
 

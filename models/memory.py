@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -30,8 +31,8 @@ _MAPS = 5
 def free_bytes(device: torch.device) -> int:
     """Return the bytes that can be had on a device without driving anything out.
 
-    On Linux those of the control group (a container's limit) where they are less. Where nothing
-    can be learnt, 2 GiB are assumed.
+    On Linux those that the control groups leave (a container's limit) where they are less. Where
+    nothing can be learnt, 2 GiB are assumed.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -88,23 +89,46 @@ def _meminfo() -> int | None:
 
 
 def _control_group() -> int | None:
-    """Return what the limit of version 2, or of version 1, leaves."""
-    for folder, limit, used in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        place = Path(folder)
-        try:
-            most = int((place / limit).read_text())
-            taken = int((place / used).read_text())
-            # Cached files count as used, and give way at once.
-            cached = re.search(
-                r"^inactive_file (\d+)$", (place / "memory.stat").read_text(), re.MULTILINE
-            )
-        except (OSError, ValueError):  # absent, or "max"
-            continue
-        return max(most - taken + (int(cached[1]) if cached else 0), 0)
-    return None
+    """Return what the limits of this process's control group and of those above it leave."""
+    found = [
+        room
+        for folder, limit, used in _control_groups()
+        if (room := _room(folder, limit, used)) is not None
+    ]
+    return min(found, default=None)
+
+
+def _control_groups() -> Iterator[tuple[Path, str, str]]:
+    """Yield folders of control groups, and the files of limit and use in them."""
+    kinds = {
+        "": (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+        "memory": (
+            Path("/sys/fs/cgroup/memory"),
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+        ),
+    }
+    try:
+        own = [line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().split()]
+    except OSError:
+        own = []
+    for controllers, (root, limit, used) in kinds.items():
+        below = [path for names, path in own if controllers in names.split(",")]
+        parts = Path(below[-1].lstrip("/")).parts if below else ()
+        for count in range(len(parts) + 1):
+            yield root.joinpath(*parts[:count]), limit, used
+
+
+def _room(folder: Path, limit: str, used: str) -> int | None:
+    try:
+        most = int((folder / limit).read_text())
+        taken = int((folder / used).read_text())
+        # Cached files count as used, and give way at once.
+        statistics = (folder / "memory.stat").read_text()
+    except (OSError, ValueError):  # absent, or "max"
+        return None
+    cached = re.search(r"^inactive_file (\d+)$", statistics, re.MULTILINE)
+    return max(most - taken + (int(cached[1]) if cached else 0), 0)
 
 
 def _pages() -> int | None:

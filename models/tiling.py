@@ -88,7 +88,7 @@ def upscale_bands(
 
     Yields:
         The first row of a band and the band, [B, C, h, W * scale], float32, on the device that
-        ``network`` returns its results on.
+        ``network`` returns its results on. Who takes it may write to it.
     """
     above: Tensor | None = None
     for row in rows:
@@ -104,6 +104,14 @@ def upscale_bands(
             above = band[:, :, -fade:] * vertical[-fade:]
             band = band[:, :, :-fade]
         yield first, band
+        del band  # before the next one is made
+
+
+def clamped(bands: Iterator[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
+    """Clamp bands to 0..1, in place."""
+    for first, band in bands:
+        yield first, band.clamp_(0, 1)
+        del band  # before the next one is made
 
 
 def run_in_parts(
@@ -141,12 +149,15 @@ def run_in_parts(
     return torch.cat([kept, second.narrow(dim, radius * scale, (size - middle) * scale)], dim)
 
 
+_OUT_OF_MEMORY = ("can't allocate memory", "MPS backend out of memory", "std::bad_alloc")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out, on whichever device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # The CPU's allocator has no exception of its own.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # Other allocators have no exception of their own.
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def _band(

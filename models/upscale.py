@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from .dasr import DASR
 from .memory import choose_tile
 from .predictor import Prediction
 from .resample import resample_bands
-from .tiling import cut, run_in_parts, upscale_bands
+from .tiling import clamped, cut, run_in_parts, upscale_bands
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,6 +48,16 @@ class NonFiniteError(RuntimeError):
     """The network returned infinities or NaN in float32."""
 
 
+class PrecisionWarning(UserWarning):
+    """The network overflowed in 16 bits, and was run again in float32."""
+
+
+class _Call(NamedTuple):
+    degradation: Tensor | Edit | None
+    progress: Progress | None
+    tiles: tuple[int, int] | None
+
+
 class Upscaler:
     """Magnifies pictures, arrays and tensors with a DASR model.
 
@@ -69,7 +79,8 @@ class Upscaler:
             than `receptive_field_radius` is used. Ignored where ``tile`` is 0.
         device: where to compute; None for CUDA, Apple's MPS or the CPU, the first there is.
         dtype: float32, float16 or bfloat16, of the features of G; None for float16 on CUDA and
-            float32 elsewhere. What is not finite in 16 bits is computed again in float32.
+            float32 elsewhere and for pictures of 16 bits. What is not finite in 16 bits is computed
+            again in float32.
 
     Attributes:
         model: the networks.
@@ -99,6 +110,7 @@ class Upscaler:
             )
         _check_tiles(tile, overlap)
         self.device = choose_device() if device is None else torch.device(device)
+        self._chooses_dtype = dtype is None
         if dtype is None:
             dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         if dtype not in DTYPES:
@@ -155,6 +167,7 @@ class Upscaler:
         *,
         degradation: Tensor | Edit | None = ...,
         progress: Progress | None = ...,
+        tiles: tuple[int, int] | None = ...,
     ) -> Image: ...
     @overload
     def __call__(
@@ -163,6 +176,7 @@ class Upscaler:
         *,
         degradation: Tensor | Edit | None = ...,
         progress: Progress | None = ...,
+        tiles: tuple[int, int] | None = ...,
     ) -> Picture: ...
     @overload
     def __call__(
@@ -171,6 +185,7 @@ class Upscaler:
         *,
         degradation: Tensor | Edit | None = ...,
         progress: Progress | None = ...,
+        tiles: tuple[int, int] | None = ...,
     ) -> np.ndarray: ...
     @overload
     def __call__(
@@ -179,6 +194,7 @@ class Upscaler:
         *,
         degradation: Tensor | Edit | None = ...,
         progress: Progress | None = ...,
+        tiles: tuple[int, int] | None = ...,
     ) -> Tensor: ...
     def __call__(
         self,
@@ -186,6 +202,7 @@ class Upscaler:
         *,
         degradation: Tensor | Edit | None = None,
         progress: Progress | None = None,
+        tiles: tuple[int, int] | None = None,
     ) -> Any:
         """Magnify an image.
 
@@ -197,6 +214,8 @@ class Upscaler:
                 predicted v into the one to use, such as `Controls`.
             progress: called with the number of tiles done and their total, after each tile. What it
                 raises ends the work.
+            tiles: rows and columns that the network sees at a time, as `choose_tiles` returns them;
+                None to choose now.
 
         Returns:
             The same kind of thing, of `output_size`: a picture of mode L, LA, RGB, RGBA or I;16
@@ -209,14 +228,15 @@ class Upscaler:
             ValueError: its shape, mode or values are not as described.
             NonFiniteError: the network returns infinities or NaN even in float32.
         """
+        call = _Call(degradation, progress, tiles)
         if isinstance(image, Tensor):
-            return self._tensor(image, degradation, progress)
+            return self._tensor(image, call)
         from .pictures import Picture
 
         if isinstance(image, Picture):
-            return self._picture(image, degradation, progress)
+            return self._picture(image, call)
         if isinstance(image, np.ndarray):
-            picture = self._picture(picture_of(image), degradation, progress)
+            picture = self._picture(picture_of(image), call)
             return array_of(picture, image)
         from PIL import Image
 
@@ -225,7 +245,7 @@ class Upscaler:
                 "Upscaler: image: expected a PIL image, a NumPy array or a Tensor, "
                 f"got {type(image).__name__}"
             )
-        return self._picture(Picture.from_pil(image), degradation, progress).to_pil()
+        return self._picture(Picture.from_pil(image), call).to_pil()
 
     def predict(self, lr: Tensor) -> Prediction:
         """Predict degradation and mixing weights in bounded memory.
@@ -250,9 +270,7 @@ class Upscaler:
         color, alpha = picture.color, picture.alpha
         return self.predict(lr_of(color if alpha is None else fill_transparent(color, alpha)))
 
-    def _tensor(
-        self, image: Tensor, degradation: Tensor | Edit | None, progress: Progress | None
-    ) -> Tensor:
+    def _tensor(self, image: Tensor, call: _Call) -> Tensor:
         if not image.is_floating_point():
             raise TypeError(f"Upscaler: image: expected a floating-point tensor, got {image.dtype}")
         if image.dim() != 4 or image.shape[1] != 3 or 0 in image.shape:
@@ -264,50 +282,50 @@ class Upscaler:
             raise ValueError(f"Upscaler: image: expected values in 0..1, got {low:.4g}..{high:.4g}")
         width, height = self.output_size(image.shape[3], image.shape[2])
         output = image.new_empty(image.shape[0], 3, height, width)
-        for first, band in self._bands(image, degradation, progress):
+        for first, band in self._bands(image, call, self.dtype):
             output[:, :, first : first + band.shape[2]] = band
         return output
 
-    def _picture(
-        self, picture: Picture, degradation: Tensor | Edit | None, progress: Progress | None
-    ) -> Picture:
+    def _picture(self, picture: Picture, call: _Call) -> Picture:
         from .pictures import enlarge_alpha, fill_transparent
 
         color, alpha = picture.color, picture.alpha
         if alpha is not None:
             color = fill_transparent(color, alpha)
         size = self.output_size(*picture.size)
-        color = self._color(color, degradation, progress)
+        color = self._color(color, call)
         alpha = None if alpha is None else enlarge_alpha(alpha, size)
         return dataclasses.replace(picture, color=color, alpha=alpha)
 
-    def _color(
-        self, color: np.ndarray, degradation: Tensor | Edit | None, progress: Progress | None
-    ) -> np.ndarray:
+    def _color(self, color: np.ndarray, call: _Call) -> np.ndarray:
         """Magnify uint8 or uint16 [H, W, 3] or [H, W]."""
         grey, peak = color.ndim == 2, float(np.iinfo(color.dtype).max)
         width, height = self.output_size(color.shape[1], color.shape[0])
         output = np.empty((height, width, *color.shape[2:]), color.dtype)
-        for first, band in self._bands(lr_of(color), degradation, progress):
+        # The 11 bits of float16 are too few for 16.
+        exact = self._chooses_dtype and color.dtype == np.uint16
+        dtype = torch.float32 if exact else self.dtype
+        for first, band in self._bands(lr_of(color), call, dtype):
             rows = band[0].mean(0) if grey else band[0].permute(1, 2, 0)
-            rows = rows.mul(peak).round_()
+            rows = rows.mul_(peak).round_()
             output[first : first + len(rows)] = rows.numpy()
+            del rows, band  # before the next band is made
         return output
 
     @torch.no_grad()
     def _bands(
-        self, image: Tensor, degradation: Tensor | Edit | None, progress: Progress | None
+        self, image: Tensor, call: _Call, dtype: torch.dtype
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield first row and rows of the result, float32 in 0..1 on the device of ``image``."""
         lr = image.to(self.device, torch.float32, memory_format=torch.channels_last)
-        weights = self._weights(lr, degradation)
+        weights = self._weights(lr, call.degradation)
         radius = self.receptive_field_radius
         overlap = min(self.overlap, radius)  # more would be computed in vain
         height, width = lr.shape[2:]
-        largest = self._largest_tile(lr)
+        largest = call.tiles or self.choose_tiles(height, width, lr.shape[0])
         rows = cut(height, largest[0], overlap, radius)
         columns = cut(width, largest[1], overlap, radius)
-        total, done, dtype = len(rows) * len(columns), 0, self.dtype
+        total, done = len(rows) * len(columns), 0
         mixed = self.model.net_g.mix(weights, dtype)
 
         def network(tile: Tensor) -> Tensor:
@@ -323,24 +341,25 @@ class Upscaler:
                     "the network returns infinities or NaN: its weights are broken"
                 )
             done += 1
-            if progress is not None:
-                progress(done, total)
+            if call.progress is not None:
+                call.progress(done, total)
             return result.to(image.device)
 
         factor = self.model.upscale
-        bands = upscale_bands(lr, network, rows, columns, factor)
-        bands = ((first, band.clamp_(0, 1)) for first, band in bands)
+        bands = clamped(upscale_bands(lr, network, rows, columns, factor))
         enlarged, target = (height * factor, width * factor), self.output_size(width, height)[::-1]
-        if target == enlarged:
-            yield from bands
-        else:
-            for first, band in resample_bands(bands, enlarged, target):
-                yield first, band.clamp_(0, 1)
+        if target != enlarged:
+            bands = clamped(resample_bands(bands, enlarged, target))
+        yield from bands
 
-    def _largest_tile(self, lr: Tensor) -> tuple[int, int]:
+    def choose_tiles(self, height: int, width: int, batch: int = 1) -> tuple[int, int]:
+        """Return how many LR rows and columns the network sees at a time, 0 for all.
+
+        With ``tile`` "auto" this depends on the memory that is free now; give it to the calls of
+        which the results must not differ by rounding, such as the frames of a video.
+        """
         if self.tile != "auto":
             return self.tile, self.tile
-        batch, _, height, width = lr.shape
         rows, columns = choose_tile(
             height,
             width,
@@ -354,7 +373,7 @@ class Upscaler:
             if self.device.type == "cpu"
             else 0,
         )
-        least = 4 * self.overlap
+        least = 4 * min(self.overlap, self.receptive_field_radius)
         return max(rows, least), max(columns, least)
 
     def _weights(self, lr: Tensor, degradation: Tensor | Edit | None) -> Tensor:
@@ -382,7 +401,9 @@ class Upscaler:
             self._warned = True
             name = str(dtype).removeprefix("torch.")
             warnings.warn(
-                f"{name} overflows on this image: computed in float32 instead", stacklevel=2
+                f"{name} overflows on this image: computed in float32 instead",
+                PrecisionWarning,
+                stacklevel=2,
             )
 
 

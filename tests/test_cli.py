@@ -325,6 +325,61 @@ def test_ranks_share_the_work(tmp_path, weights, monkeypatch):
         assert sorted(p.stem for p in out.iterdir()) == list(names)
 
 
+def test_ranks_agree_on_what_exists(tmp_path, weights, monkeypatch, capsys):
+    for name in "ab":
+        _picture(tmp_path / "in" / f"{name}.png")
+    _picture(tmp_path / "out" / "b.png")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert _upscale(tmp_path / "in", "-o", tmp_path / "out", "--weights", weights) == 2
+    assert not (tmp_path / "out" / "a.png").exists()
+    for rank, world in (("2", "2"), ("x", "2"), ("0", None)):
+        monkeypatch.setenv("RANK", rank)
+        if world is None:
+            monkeypatch.delenv("WORLD_SIZE")
+        assert _upscale(tmp_path / "in", "-o", tmp_path / "out", "--weights", weights) == 2
+        assert "expected 0 <= RANK < WORLD_SIZE" in capsys.readouterr().err
+
+
+def test_warnings_of_other_threads_are_not_lost(tmp_path, weights, capsys):
+    """Reading the next picture must not silence what writing the last one says."""
+    for number in range(8):
+        _picture(tmp_path / "in" / f"{number}.png", (60, 40), mode="RGBA")
+    arguments = [tmp_path / "in", "-o", tmp_path / "out", "--weights", weights, "--format", "jpg"]
+    assert _upscale(*arguments, "--device", "cpu,cpu:0") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("JPEG does not hold transparency: placed on white" in line for line in lines) == 8
+
+
+def test_results_beyond_memory_are_one_line(tmp_path, weights, capsys, monkeypatch):
+    source = _picture(tmp_path / "a.png")
+    monkeypatch.setattr(work, "free_bytes", lambda device: 1000)
+    assert _upscale(source, "-o", tmp_path / "out", "--weights", weights) == 1
+    assert "the result takes 0.0 GB of memory" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent to a process")
+def test_many_signals_end_once_and_clean(tmp_path, weights):
+    frames = [Image.new("RGB", (200, 200), (level, 0, 0)) for level in range(0, 250, 2)]
+    frames[0].save(tmp_path / "long.gif", save_all=True, append_images=frames[1:])
+    command = [sys.executable, "-m", "dasr_ops", "upscale", str(tmp_path / "long.gif")]
+    command += ["-o", str(tmp_path / "out" / "long.gif"), "--weights", str(weights)]
+    process = subprocess.Popen([*command, "--tile", "16", "--overlap", "1"], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (tmp_path / "out").is_dir():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.03)
+    _, error = process.communicate(timeout=120)
+    # The last signal may meet an interpreter that is done and takes no more of them.
+    assert process.returncode in (130, -signal.SIGINT), error
+    assert b"Traceback" not in error
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_progress_is_the_share_of_the_work(capsys):
     jobs = [plan.Job(Path(name), Path("out") / name) for name in ("a.png", "b.png")]
     report = work.Report(2, quiet=False)

@@ -69,6 +69,28 @@ def test_animations(weights, tmp_path, capsys):
     assert "only the first of 3 pictures is read" in capsys.readouterr().err
 
 
+def test_animations_too_large_are_said_before_the_work(weights, tmp_path, capsys):
+    frames = [Image.new("RGB", (9000, 1), color) for color in ("red", "green")]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
+    arguments = [tmp_path / "a.webp", "-o", tmp_path / "out", "--weights", weights]
+    for flags in (["--dry-run"], []):
+        assert _upscale(*arguments, *flags) == 1
+        assert "18000x2 pixels do not fit into WEBP" in capsys.readouterr().err
+
+
+def test_quality_of_animations(weights, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), dtype=np.uint8)
+    frames = [Image.fromarray(frame) for frame in noise]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    sizes = []
+    for quality in (5, 95):
+        target = tmp_path / f"{quality}.webp"
+        arguments = ["-o", target, "--weights", weights, "--quality", quality]
+        assert _upscale(tmp_path / "a.png", *arguments) == 0
+        sizes.append(target.stat().st_size)
+    assert sizes[0] < 0.5 * sizes[1]
+
+
 def test_videos(weights, tmp_path, capsys):
     av = pytest.importorskip("av", reason="the extra 'video' is not installed")
     source, target = tmp_path / "in" / "clip.mp4", tmp_path / "out" / "clip.mp4"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -96,6 +97,55 @@ def test_patterns_are_expanded_where_no_file_has_that_name(tmp_path):
     assert (job.source, job.target) == (a, tmp_path / "one.png")
     with pytest.raises(UsageError, match="a file name fits a single input file only"):
         plan([tmp_path / "x/**/*.png"], tmp_path / "one.png")
+
+
+def test_a_pattern_leaves_its_results_out(tmp_path):
+    a, _ = _touch(tmp_path, "in/a.png", "in/out/a.png")
+    jobs, _ = plan([tmp_path / "in/**/*.png"], tmp_path / "in" / "out")
+    assert [job.source for job in jobs] == [a]
+
+
+def test_links_and_strange_files(tmp_path):
+    a, b = _touch(tmp_path, "in/a.png", "elsewhere/b.png")
+    (tmp_path / "in" / "link.png").symlink_to(b)
+    (tmp_path / "in" / "dead.png").symlink_to(tmp_path / "nothing")
+    (tmp_path / "in" / "loop.png").symlink_to(tmp_path / "in" / "loop.png")
+    (tmp_path / "in" / "folder").symlink_to(tmp_path / "elsewhere")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "in" / "pipe.png")
+    jobs, failures = plan([tmp_path / "in"], tmp_path / "out")
+    assert [job.source.name for job in jobs] == ["a.png", "link.png"]
+    assert sorted((path.name, reason) for path, reason in failures) == [
+        ("dead.png", "a link to nothing"),
+        ("loop.png", "a link to nothing"),
+    ]
+    assert jobs[0].source == a
+
+
+def test_what_cannot_be_looked_at_is_a_failure(tmp_path, monkeypatch):
+    (a,) = _touch(tmp_path, "in/a.png")
+    long = tmp_path / ("x" * 300 + ".png")
+    jobs, failures = plan([long, a], tmp_path / "out")
+    assert [job.source for job in jobs] == [a]
+    assert [reason for _, reason in failures] == [os.strerror(errno.ENAMETOOLONG)]
+    jobs, _ = plan([a], tmp_path / "out", suffix="y" * 300)  # fails when it is written
+    assert len(jobs) == 1
+
+    def walk(folder, onerror):
+        onerror(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "in" / "b")))
+        yield str(folder), [], ["a.png"]
+
+    monkeypatch.setattr(os, "walk", walk)
+    jobs, failures = plan([tmp_path / "in"], tmp_path / "out")
+    assert [job.source for job in jobs] == [a]
+    assert failures == [(tmp_path / "in" / "b", "Permission denied")]
+
+
+def test_a_file_named_twice_is_one_job(tmp_path):
+    (a,) = _touch(tmp_path, "in/a.png")
+    jobs, failures = plan([tmp_path / "in", a, tmp_path / "in" / ".." / "in" / "a.png"], tmp_path)
+    assert len(jobs) == 1
+    assert failures == []
 
 
 def test_format_and_files(tmp_path):

@@ -147,6 +147,40 @@ def test_16_bit_arrays_keep_their_depth(model, shape):
     assert np.abs(got - exact).max() <= 0.5 + 0.05
 
 
+def test_16_bit_pictures_are_computed_in_float32_unless_told_otherwise(model, monkeypatch):
+    upscaler = Upscaler(model)
+    upscaler.dtype = torch.float16  # as on CUDA
+    seen = []
+    hook = model.net_g.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    try:
+        upscaler(np.zeros((4, 4, 3), np.uint16))
+        upscaler(np.zeros((4, 4, 3), np.uint8))
+        Upscaler(model, dtype=torch.float16)(np.zeros((4, 4, 3), np.uint16))
+    finally:
+        hook.remove()
+    assert seen == [torch.float32, torch.float16, torch.float16]
+
+
+def test_tiles_may_be_given(model, picture):
+    upscaler = Upscaler(model)
+    assert upscaler.choose_tiles(70, 83) == (70, 83)
+    assert Upscaler(model, tile=32, overlap=4).choose_tiles(70, 83) == (32, 32)
+    sizes = []
+    hook = model.net_g.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[2:]))
+    try:
+        upscaler(picture, tiles=(40, 50))
+    finally:
+        hook.remove()
+    assert len(sizes) > 3
+    assert max(h for h, _ in sizes) <= 40
+    assert max(w for _, w in sizes) <= 50
+
+
+def test_no_more_context_than_is_of_use(model, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
+    assert Upscaler(model, overlap=1000).choose_tiles(4000, 6000)[0] <= 200
+
+
 def test_what_progress_raises_ends_the_work(model, picture):
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0: all went well. 1: something failed. 2: the command line is wrong, and nothing was done.
-        130: interrupted by Ctrl-C. 143: terminated.
+        130: interrupted by Ctrl-C. 143: terminated. 129: the terminal was closed.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["--version"]:
@@ -88,16 +88,21 @@ def _help() -> str:
 
 @contextmanager
 def _termination_as_exception() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that temporary files are removed."""
+    """Let SIGTERM and a closed terminal unwind the stack, so that temporary files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def leave(_signal: int, _frame: FrameType | None) -> None:
-        raise SystemExit(EXIT_TERMINATED)
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
 
-    previous = signal.signal(signal.SIGTERM, leave)
+    previous = {}
+    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):  # not every system has all of them
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores
+            previous[number] = signal.signal(number, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -26,7 +26,7 @@ def separate(
         UsageError: the first name is not one of weights.
     """
     count = 0
-    while count < min(len(weights), 2) and weights[count].suffix in CHECKPOINT_SUFFIXES:
+    while count < min(len(weights), 2) and weights[count].suffix.lower() in CHECKPOINT_SUFFIXES:
         count += 1
     if weights and count == 0:
         raise UsageError(
@@ -62,6 +62,8 @@ def load_upscalers(
         raise UsageError(str(error).removeprefix("Upscaler: ")) from None
     upscalers = []
     for number, device in enumerate(devices):
+        if device is not None and device.startswith("meta"):  # which computes nothing
+            raise UsageError(f"--device {device}: expected cpu, cuda, cuda:1, mps ...")
         model = first.model if number == 0 else copy.deepcopy(first.model)
         try:
             upscalers.append(upscale.Upscaler(model, device=device, **settings))

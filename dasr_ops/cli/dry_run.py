@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dasr_ops.models import pictures
 from dasr_ops.models._messages import one_line
 
+from ._output import print_names
 from .plan import Job, Kind
 
 if TYPE_CHECKING:
@@ -22,13 +23,16 @@ def dry_run(jobs: Sequence[Job], upscaler: Upscaler) -> int:
         try:
             width, height = _size(job)
             size = upscaler.output_size(width, height)
+            suffix = job.target.suffix.lower()
             if job.kind is Kind.PICTURE:
-                pictures.check_output_size(size, pictures.FORMATS[job.target.suffix.lower()])
+                pictures.check_output_size(size, pictures.FORMATS[suffix])
+            elif job.kind is Kind.ANIMATION:
+                pictures.check_output_size(size, pictures.ANIMATION_FORMATS[suffix])
         except Exception as error:  # as many reasons as there are kinds of files
             failed += 1
             print(f"error: {job.source}: {one_line(error)}", file=sys.stderr)
             continue
-        print(f"{job.source} ({width}x{height}) -> {job.target} ({size[0]}x{size[1]})")
+        print_names(f"{job.source} ({width}x{height}) -> {job.target} ({size[0]}x{size[1]})")
     return failed
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from . import EXIT_FAILURE, UsageError
+from ._output import print_names
 from ._weights import load_upscalers, separate
 from .plan import READ_SUFFIXES, find_files
 
@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("no picture and no folder given")
     files, failures = find_files(inputs, READ_SUFFIXES)
     pictures = list(dict.fromkeys(path for path, _ in files))
-    _check_targets(options, len(pictures))
+    _check_targets(options, pictures)
     for path, reason in failures:
         print(f"error: {path}: {reason}", file=sys.stderr)
     if not pictures:
@@ -150,13 +150,13 @@ def main(argv: Sequence[str]) -> int:
                 print(f"warning: {path}: {text}", file=sys.stderr)
         found.append(entry)
         if show:
-            _print("\n".join(_lines(entry)) + "\n")
+            print_names("\n".join(_lines(entry)) + "\n")
     if found and not _write(options, found, scheme, weights):
         return EXIT_FAILURE
     return EXIT_FAILURE if failed else 0
 
 
-def _check_targets(options: Inspect, count: int) -> None:
+def _check_targets(options: Inspect, pictures: Sequence[Path]) -> None:
     """Complain about files that cannot be written before any work is done."""
     if options.plot is not None:
         if options.plot.suffix.lower() not in PLOT_SUFFIXES:
@@ -164,9 +164,10 @@ def _check_targets(options: Inspect, count: int) -> None:
                 f"--plot {options.plot}: expected a name that ends in one of "
                 f"{' '.join(PLOT_SUFFIXES)}"
             )
-        if count > MOST_IN_PLOT:
+        if len(pictures) > MOST_IN_PLOT:
             raise UsageError(
-                f"--plot: a figure holds {MOST_IN_PLOT} pictures at most, got {count}; name fewer"
+                f"--plot: a figure holds {MOST_IN_PLOT} pictures at most, got {len(pictures)}; "
+                "name fewer"
             )
         from . import _inspect_plot
 
@@ -181,8 +182,14 @@ def _check_targets(options: Inspect, count: int) -> None:
             raise UsageError(f"{name} {target}: expected a file, but it is a folder")
         if not target.parent.is_dir():
             raise UsageError(f"{name} {target}: there is no folder {target.parent}")
-        if target.exists() and not options.overwrite:
+        if not target.exists():
+            continue
+        if any(path.exists() and target.samefile(path) for path in pictures):
+            raise UsageError(f"{name} {target}: it is one of the pictures")
+        if not options.overwrite:
             raise UsageError(f"{name} {target}: exists; see --overwrite")
+    if options.json is not None and options.json == options.plot:
+        raise UsageError(f"--json and --plot: expected two files, got {options.json} for both")
 
 
 def _scheme(options: Inspect, upscaler: Upscaler) -> str:
@@ -264,15 +271,6 @@ def _lines(found: Found) -> Iterator[str]:
     yield f"  {'experts':<8} {' '.join(f'{weight:+.2f}' for weight in found.mixing)}"
 
 
-def _print(text: str) -> None:
-    """Print names of files, too, that the terminal has no letters for, while anybody reads."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
-    except BrokenPipeError:  # as behind `| head`; files that were asked for are written still
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _write(options: Inspect, found: list[Found], scheme: str, weights: Sequence[Path]) -> bool:
     """Write the files that were asked for; returns whether that worked."""
     from dasr_ops.models.files import atomic_path
@@ -287,7 +285,7 @@ def _write(options: Inspect, found: list[Found], scheme: str, weights: Sequence[
         }
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         if options.json == Path("-"):
-            _print(text.rstrip())
+            print_names(text.rstrip())
         else:
             try:
                 with atomic_path(options.json, replace=options.overwrite) as temporary:

@@ -6,11 +6,13 @@ import enum
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence, Set
+import warnings
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
 from dasr_ops.models.pictures import ANIMATION_FORMATS, FORMATS
+from dasr_ops.models.pictures.pil import open_image
 from dasr_ops.models.video import CONTAINERS, VIDEO_SUFFIXES, target_suffix
 
 from . import UsageError
@@ -78,9 +80,9 @@ def plan(
     suffixes = READ_SUFFIXES if stills else READ_SUFFIXES | FOLDER_VIDEO_SUFFIXES
     named = _is_file_name(inputs, output)
     if not named:
-        if output.exists() and not output.is_dir():
+        if exists(output) and not output.is_dir():
             raise UsageError(f"-o {output}: expected a folder, but it is a file")
-        if _is_written(output) and not output.exists():
+        if _is_written(output) and not exists(output):
             raise UsageError(
                 f"-o {output}: a file name fits a single input file only; name a folder"
             )
@@ -95,8 +97,7 @@ def plan(
         raise UsageError(f"-o {output}: a file name fits a single input file only; name a folder")
     else:
         jobs = [_named_job(source, output, stills) for source, _ in files]
-    _check(jobs)
-    return jobs, failures
+    return _check(jobs), failures
 
 
 def find_files(
@@ -115,35 +116,66 @@ def find_files(
         the inputs without any, each with the reason.
     """
     files: list[tuple[Path, Path]] = []
-    failures = []
+    failures: list[tuple[Path, str]] = []
     what = "pictures or videos" if suffixes >= FOLDER_VIDEO_SUFFIXES else "pictures"
     for input in inputs:
-        found: list[tuple[Path, Path]] = []
-        if input.is_dir():
-            found = list(_walk(input, left_out, suffixes))
-            reason = f"no {what} in this folder"
-        elif input.exists():
-            found = [(input, Path(input.name))]
-        elif glob.has_magic(str(input)):
-            found = _matching(input, suffixes)
-            reason = f"no {what} match"
-        else:
-            reason = "no such file or folder"
+        try:
+            found, reason = _files_of(input, suffixes, left_out, failures, what)
+        except FileNotFoundError:
+            found, reason = [], "no such file or folder"
+        except OSError as error:
+            found, reason = [], error.strerror or str(error)
         if not found:
             failures.append((input, reason))
         files += found
     return files, failures
 
 
-def _matching(pattern: Path, suffixes: Set[str]) -> list[tuple[Path, Path]]:
+def _files_of(
+    input: Path,
+    suffixes: Set[str],
+    left_out: Path | None,
+    failures: list[tuple[Path, str]],
+    what: str,
+) -> tuple[list[tuple[Path, Path]], str]:
+    """Return the files of one input, and what is wrong if there are none."""
+    if input.is_dir():
+        return _walk(input, left_out, suffixes, failures), f"no {what} in this folder"
+    if exists(input):
+        if not input.is_file():
+            return [], "neither a file nor a folder"
+        return [(input, Path(input.name))], ""
+    if glob.has_magic(str(input)):
+        return _matching(input, left_out, suffixes), f"no {what} match"
+    input.stat()  # raises what keeps it from being found
+    return [], "neither a file nor a folder"
+
+
+def exists(path: Path) -> bool:
+    """Return whether a path leads to something; what cannot be looked at counts as nothing."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _matching(pattern: Path, left_out: Path | None, suffixes: Set[str]) -> list[tuple[Path, Path]]:
     fixed = Path()
     for part in pattern.parts[:-1]:
         if glob.has_magic(part):
             break
         fixed /= part
-    found = map(Path, glob.iglob(str(pattern), recursive=True))
-    taken = sorted(path for path in found if path.suffix.lower() in suffixes and path.is_file())
-    return [(path, path.relative_to(fixed)) for path in taken]
+    former = None if left_out is None else left_out.resolve()
+    if former == fixed.resolve():
+        former = None
+    taken = [
+        path
+        for path in map(Path, glob.iglob(str(pattern), recursive=True))
+        if path.suffix.lower() in suffixes
+        and path.is_file()
+        and (former is None or former not in path.resolve().parents)
+    ]
+    return [(path, path.relative_to(fixed)) for path in sorted(taken)]
 
 
 def _is_written(path: Path) -> bool:
@@ -180,11 +212,11 @@ def _kind(path: Path, stills: bool) -> Kind:
 
 
 def _is_animated(path: Path) -> bool:
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
-            return getattr(image, "is_animated", False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about size
+            with open_image(path) as image:
+                return getattr(image, "is_animated", False)
     except Exception:  # said with its reason when it is read
         return False
 
@@ -218,43 +250,63 @@ def _choose(source: Path, format: str | None, stills: bool) -> tuple[Kind, str]:
     return kind, extension
 
 
-def _walk(folder: Path, left_out: Path | None, suffixes: Set[str]) -> Iterator[tuple[Path, Path]]:
-    """Yield files below ``folder`` and their relative names, results of former runs left out."""
-    skipped = None if left_out is None else left_out.resolve()
-    if skipped == folder.resolve():
-        skipped = None
-    for place, folders, files in os.walk(folder):
+def _walk(
+    folder: Path, left_out: Path | None, suffixes: Set[str], failures: list[tuple[Path, str]]
+) -> list[tuple[Path, Path]]:
+    """Return files below ``folder`` and their relative names, results of former runs left out.
+
+    Links to files are followed, links to folders are not. What cannot be looked into goes to
+    ``failures``.
+    """
+    former = None if left_out is None else left_out.resolve()
+    if former == folder.resolve():
+        former = None
+
+    def report(error: OSError) -> None:
+        failures.append((Path(error.filename), error.strerror or str(error)))
+
+    files = []
+    for place, folders, names in os.walk(folder, onerror=report):
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and (Path(place) / name).resolve() != skipped
+            if not name.startswith(".") and (Path(place) / name).resolve() != former
         )
-        for name in sorted(files):
+        for name in sorted(names):
             path = Path(place) / name
-            if not name.startswith(".") and path.suffix.lower() in suffixes:
-                yield path, path.relative_to(folder)
+            if name.startswith(".") or path.suffix.lower() not in suffixes:
+                continue
+            if path.is_file():
+                files.append((path, path.relative_to(folder)))
+            elif not exists(path):
+                failures.append((path, "a link to nothing"))
+    return files
 
 
-def _check(jobs: Iterable[Job]) -> None:
-    sources = {_identity(job.source): job.source for job in jobs}
-    taken: dict[str, Path] = {}
+def _check(jobs: Iterable[Job]) -> list[Job]:
+    """Return the jobs, each once; refuse those that destroy a result or an input."""
+    sources = {_identity(job.source) for job in jobs}
+    taken: dict[str, Job] = {}
     for job in jobs:
-        key = _key(job.target)
-        if key in taken and _identity(taken[key]) != _identity(job.source):
+        first = taken.setdefault(_key(job.target), job)
+        if _identity(first.source) != _identity(job.source):
             raise UsageError(
-                f"{taken[key]} and {job.source} would both be written to {job.target}; "
-                "use --suffix, --format or several runs"
+                f"{first.source} and {job.source} would both be written to {job.target}; "
+                "name one of them in a run of its own, with another folder for the result"
             )
-        taken[key] = job.source
-        if job.target.exists() and _identity(job.target) in sources:
+        if exists(job.target) and _identity(job.target) in sources:
             raise UsageError(
                 f"{job.source} would be written to {job.target}, which is an input; "
                 "choose another folder or --suffix"
             )
+    return list(taken.values())
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
+def _identity(path: Path) -> tuple[int, int] | str:
+    try:
+        status = path.stat()
+    except OSError:  # gone since it was found
+        return _key(path)
     return status.st_dev, status.st_ino
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from . import EXIT_FAILURE, UsageError
+from ._ranks import Ranks, ranks
 from ._weights import load_upscalers, separate
-from .plan import Job, Kind, plan
+from .plan import Job, Kind, exists, plan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,15 +146,14 @@ def main(argv: Sequence[str]) -> int:
     _check(options)
     format = None if options.format == "auto" else options.format
     jobs, failures = plan(inputs, options.output, suffix=options.suffix, format=format)
-    for path, reason in failures:
-        print(f"error: {path}: {reason}", file=sys.stderr)
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    jobs = jobs[rank::world]
-    todo = _todo(jobs, options)
-    failed = len(failures)
-    if todo:
-        failed += _run(todo, options, weights)
-    return EXIT_FAILURE if failed else 0
+    with ranks() as here:
+        if here.rank == 0:
+            for path, reason in failures:
+                print(f"error: {path}: {reason}", file=sys.stderr)
+        jobs = _todo(jobs, options, here)
+        here.wait()  # until all have seen what exists
+        failed = here.sum(_run(jobs, options, weights) if jobs else 0)
+    return EXIT_FAILURE if failed or failures else 0
 
 
 def _check(options: Upscale) -> None:
@@ -173,19 +173,22 @@ def _check(options: Upscale) -> None:
         raise UsageError("--overwrite and --skip-existing contradict each other")
 
 
-def _todo(jobs: Sequence[Job], options: Upscale) -> list[Job]:
-    existing = [job for job in jobs if job.target.exists()]
-    if not existing or options.overwrite:
-        return list(jobs)
-    if options.skip_existing:
-        if not options.quiet:
-            print(f"skipped, since they exist: {len(existing)}", file=sys.stderr)
-        return [job for job in jobs if not job.target.exists()]
-    count = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-    raise UsageError(
-        f"{existing[0].target}{count} exists already: --overwrite replaces what exists, "
-        "--skip-existing leaves it alone"
-    )
+def _todo(jobs: Sequence[Job], options: Upscale, here: Ranks) -> list[Job]:
+    """Return this process's share of what is to be done."""
+    existing = [job for job in jobs if exists(job.target)]
+    if existing and not options.overwrite and not options.skip_existing:
+        count = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise UsageError(
+            f"{existing[0].target}{count} exists already: --overwrite replaces what exists, "
+            "--skip-existing leaves it alone"
+        )
+    if not options.skip_existing:
+        return list(jobs[here.rank :: here.world])
+    if existing and not options.quiet and here.rank == 0:
+        print(f"skipped, since they exist: {len(existing)}", file=sys.stderr)
+    skipped = set(existing)
+    # Shared before the others are left out: other processes make results meanwhile.
+    return [job for job in jobs[here.rank :: here.world] if job not in skipped]
 
 
 def _run(jobs: Sequence[Job], options: Upscale, weights: Sequence[Path]) -> int:

@@ -8,18 +8,21 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dasr_ops.models import pictures
 from dasr_ops.models._messages import one_line
 from dasr_ops.models.animation import upscale_animation
+from dasr_ops.models.memory import free_bytes
 from dasr_ops.models.tiling import is_out_of_memory
-from dasr_ops.models.upscale import NonFiniteError
-from dasr_ops.models.video.errors import VideoError
+from dasr_ops.models.upscale import NonFiniteError, PrecisionWarning
+from dasr_ops.models.video.errors import VideoError, VideoWarning
 
 from .plan import Job, Kind
 
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 
 WRITE_BEHIND_BYTES = 256 << 20
 """A larger result is written before the next picture is begun, so that two never meet in memory."""
+
+
+_SHOWN = (pictures.PictureWarning, PrecisionWarning, VideoWarning)
 
 
 class Stopped(Exception):
@@ -70,7 +76,7 @@ class Report:
         self._lock = threading.RLock()
         self._here = threading.local()
         self._seen: set[tuple[Path, str]] = set()
-        self._parts: dict[Path, float] = {}
+        self._parts: dict[Path, float] = {}  # by target
         self._bar = tqdm(
             total=total,
             disable=True if quiet else None,  # None: where standard error is not a terminal
@@ -80,26 +86,32 @@ class Report:
 
     @contextmanager
     def warnings_as_messages(self) -> Iterator[None]:
-        """Print warnings with the name of the file that the warning thread works on."""
+        """Print warnings with the name of the file that the warning thread works on.
+
+        Filters belong to the process: they are set once, and no other thread may touch them.
+        """
         with warnings.catch_warnings():
-            warnings.simplefilter("always", UserWarning)
+            warnings.simplefilter("ignore", UserWarning)  # those of decoders, about odd files
+            for category in _SHOWN:
+                warnings.simplefilter("always", category)
 
             def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
-                if issubclass(category, UserWarning) and not self._quiet:
-                    source = getattr(self._here, "source", None)
-                    self._say(
-                        source, f"warning: {'' if source is None else f'{source}: '}{message}"
-                    )
+                self._warning(getattr(self._here, "source", None), str(message))
 
             warnings.showwarning = show
             yield
+
+    def _warning(self, source: Path | None, text: str) -> None:
+        if not self._quiet:
+            self._say(source, f"warning: {'' if source is None else f'{source}: '}{text}")
 
     @contextmanager
     def about(self, job: Job) -> Iterator[None]:
         """Let warnings of this thread be about ``job``."""
         self._here.source = job.source
         try:
-            yield
+            with pictures.said_to(lambda text: self._warning(job.source, text)):
+                yield
         finally:
             self._here.source = None
 
@@ -116,8 +128,8 @@ class Report:
     def part(self, job: Job, share: float) -> None:
         """Show how much of a job is done, 0..1."""
         with self._lock:
-            self._bar.update(share - self._parts.get(job.source, 0.0))
-            self._parts[job.source] = share
+            self._bar.update(share - self._parts.get(job.target, 0.0))
+            self._parts[job.target] = share
 
     def success(self, job: Job, pixels: int) -> None:
         """Count a job that is done, and the pixels of its result."""
@@ -172,15 +184,30 @@ def work(jobs: Sequence[Job], upscalers: Sequence[Upscaler], settings: Settings)
     pool = ThreadPoolExecutor(len(workers), thread_name_prefix="dasr-device")
     try:
         with report.warnings_as_messages():
+            futures = [pool.submit(worker.run) for worker in workers]
             try:
-                for future in [pool.submit(worker.run) for worker in workers]:
-                    future.result()
+                waiting_for = set(futures)
+                while waiting_for:
+                    # Windows does not interrupt a wait without end.
+                    done, waiting_for = wait(waiting_for, 0.2, FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()
             finally:
                 stop.set()
+                _wait_through_signals(futures)
                 pool.shutdown()
     finally:
         report.close()
     return report.failed
+
+
+def _wait_through_signals(futures: Sequence[Future[None]]) -> None:
+    # A signal within Thread.join would let the interpreter end while threads run.
+    while not all(future.done() for future in futures):
+        try:
+            wait(futures, 0.2)
+        except (KeyboardInterrupt, SystemExit):
+            continue
 
 
 class _Worker:
@@ -248,6 +275,7 @@ class _Worker:
                 self._upscaler,
                 degradation=self._settings.degradation,
                 replace=self._settings.overwrite,
+                quality=self._settings.quality,
                 progress=self._progress(job),
             )
             self._report.success(job, pixels)
@@ -256,6 +284,7 @@ class _Worker:
         source = picture.result()
         size = self._upscaler.output_size(*source.size)
         pictures.check_output_size(size, pictures.FORMATS[job.target.suffix.lower()])
+        _check_memory(source, size)
         job.target.parent.mkdir(parents=True, exist_ok=True)
         return self._upscaler(
             source, degradation=self._settings.degradation, progress=self._progress(job)
@@ -311,11 +340,25 @@ class _Worker:
         return None
 
 
+def _check_memory(source: Picture, size: tuple[int, int]) -> None:
+    """Raise PictureError if the result alone is more than there is room for."""
+    channels = (1 if source.color.ndim == 2 else 3) + (source.alpha is not None)
+    needed = size[0] * size[1] * channels * source.color.itemsize
+    free = free_bytes(torch.device("cpu"))
+    if needed > free:
+        raise pictures.PictureError(
+            f"the result takes {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; "
+            "a smaller --scale needs less"
+        )
+
+
 def _reason(error: Exception, job: Job) -> str:
     if is_out_of_memory(error):
         return "not enough memory; a smaller --tile needs less"
     if isinstance(error, (pictures.PictureError, NonFiniteError, VideoError)):
         return one_line(error)
+    if isinstance(error, FileExistsError) and error.errno is None:  # our own
+        return f"{job.target} exists; see --overwrite"
     if isinstance(error, OSError):
         return f"{job.target} cannot be written: {error.strerror or error}"
     return f"{type(error).__name__}: {one_line(error)}"
