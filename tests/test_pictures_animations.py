@@ -301,7 +301,8 @@ def test_truncated_animations(tmp_path, format):
         ("a.png", {"durations": [1, 2, 3]}, PictureError, "2 frames for 3 durations"),
         ("a.gif", {"durations": []}, ValueError, "durations: expected at least one"),
         ("a.gif", {"durations": [1, -2]}, ValueError, "none negative"),
-        ("a.gif", {"loop": -1}, ValueError, "loop: expected 0 to 65535, got -1"),
+        ("a.png", {"durations": [1, float("inf")]}, ValueError, "none negative or infinite"),
+        ("a.gif", {"loop": -1}, ValueError, "loop: expected 0 .for ever. or more, got -1"),
         ("a.webp", {"quality": 0}, ValueError, "quality: expected 1 to 100"),
     ],
 )

@@ -80,8 +80,8 @@ def write_animation(
     durations = [float(duration) for duration in durations]
     if not durations or not all(0 <= duration < math.inf for duration in durations):
         raise ValueError(
-            "write_animation: durations: expected at least one, none negative, in milliseconds, "
-            f"got {durations[:10]}"
+            "write_animation: durations: expected at least one, none negative or infinite, in "
+            f"milliseconds, got {durations[:10]}"
         )
     if not replace and path.exists():
         raise FileExistsError(f"{path} exists")
