@@ -91,6 +91,8 @@ def note_lost(image: Image.Image, notes: list[str]) -> None:
         iptc = isinstance(resources, dict) and bool(resources.get(_IPTC_RESOURCE))
     elif image.format == "TIFF" and _IPTC_TAG not in image.tag_v2:
         resources = image.tag_v2.get(_PHOTOSHOP_TAG)
+        if isinstance(resources, tuple) and len(resources) == 1:
+            (resources,) = resources
         resource = b"8BIM" + _IPTC_RESOURCE.to_bytes(2, "big")
         iptc = isinstance(resources, bytes) and resource in resources
     if iptc:
