@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import weakref
 
 import imagecodecs
@@ -301,7 +302,8 @@ def test_truncated_animations(tmp_path, format):
         ("a.png", {"durations": [1, 2, 3]}, PictureError, "2 frames for 3 durations"),
         ("a.gif", {"durations": []}, ValueError, "durations: expected at least one"),
         ("a.gif", {"durations": [1, -2]}, ValueError, "none negative"),
-        ("a.gif", {"loop": -1}, ValueError, "loop: expected 0 to 65535, got -1"),
+        ("a.png", {"durations": [1, float("inf")]}, ValueError, "none negative or infinite"),
+        ("a.gif", {"loop": -1}, ValueError, "loop: expected 0 .for ever. or more, got -1"),
         ("a.webp", {"quality": 0}, ValueError, "quality: expected 1 to 100"),
     ],
 )
@@ -345,3 +347,66 @@ def test_lost_depth_is_said_once(tmp_path):
     with pytest.warns(PictureWarning, match="does not hold 16 bits") as caught:
         write_animation(_frames(3, bits=16), tmp_path / "a.gif", durations=[50] * 3, loop=0)
     assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    ("suffix", "most"), [(".gif", 65_536), (".webp", 65_535), (".png", 2**31 - 1)]
+)
+def test_as_many_plays_as_a_format_can(tmp_path, suffix, most):
+    path = tmp_path / f"a{suffix}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_animation(_frames(2), path, durations=[50, 50], loop=most)
+    assert open_animation(path).loop == most
+    with pytest.warns(PictureWarning, match=rf"plays at most {most} times .* not {most + 1} times"):
+        write_animation(_frames(2), path, durations=[50, 50], loop=most + 1)
+    assert open_animation(path).loop == most
+
+
+def test_a_gif_of_most_plays_is_copied(tmp_path):
+    frame = gif_frame(np.zeros((5, 6), np.uint8))
+    other = gif_frame(np.ones((5, 6), np.uint8))
+    (tmp_path / "a.gif").write_bytes(gif((6, 5), COLORS, [frame, other], 65_535))
+    read = open_animation(tmp_path / "a.gif")
+    write_animation(read, tmp_path / "b.gif", durations=read.durations, loop=read.loop)
+    assert b"NETSCAPE2.0\x03\x01\xff\xff\0" in (tmp_path / "b.gif").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "fraction"),
+    [
+        (0, (0, 1000)),
+        (40, (40, 1000)),
+        (65_535, (65_535, 1000)),
+        (65_536, (6_554, 100)),
+        (100_000, (10_000, 100)),
+        (1_000_000, (10_000, 10)),
+        (20_000_000, (20_000, 1)),
+        (65_535_000, (65_535, 1)),
+    ],
+)
+def test_long_delays_of_an_apng(tmp_path, milliseconds, fraction):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_animation(_frames(2), tmp_path / "a.png", durations=[milliseconds, 40], loop=100_000)
+    data = (tmp_path / "a.png").read_bytes()
+    place = data.index(b"fcTL") + 4 + 20
+    assert struct.unpack(">HH", data[place : place + 4]) == fraction
+    read = open_animation(tmp_path / "a.png")
+    assert read.loop == 100_000
+    assert read.durations == (pytest.approx(milliseconds, abs=5), 40)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "longest"), [(".gif", 655_350), (".webp", 2**24 - 1), (".png", 65_535_000)]
+)
+def test_longer_frames_than_a_format_holds(tmp_path, suffix, longest):
+    path = tmp_path / f"a{suffix}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_animation(_frames(3), path, durations=[longest, 50, longest], loop=0)
+    assert open_animation(path).durations == (longest, 50, longest)
+    with pytest.warns(PictureWarning, match="a frame of .* lasts at most .*not 1e.08 s") as caught:
+        write_animation(_frames(3), path, durations=[1e11, 50, longest], loop=0)
+    assert len(caught) == 1
+    assert open_animation(path).durations == (longest, 50, longest)

@@ -97,6 +97,26 @@ def test_channels_without_meaning_are_named(tmp_path):
     assert picture.alpha is None
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_opacity_behind_a_channel_without_meaning(tmp_path, bits, kind, planar):
+    values = noise(HEIGHT, WIDTH, 5, bits=bits)
+    peak = (1 << bits) - 1
+    values[..., 4] |= 1  # visible everywhere
+    expected = values[..., :3]
+    if kind == "assocalpha":
+        values[..., :3] = np.minimum(values[..., :3], values[..., 4:])
+        expected = np.rint(values[..., :3] * (peak / values[..., 4:].astype(float)))
+    stored = np.moveaxis(values, 2, 0) if planar == "separate" else values
+    options = {"photometric": "rgb", "planarconfig": planar, "extrasamples": ["unspecified", kind]}
+    with pytest.warns(PictureWarning, match="1 extra channel without meaning dropped"):
+        picture = _tiff(tmp_path, stored, **options)
+    assert picture.color.dtype == values.dtype
+    assert np.array_equal(picture.alpha, values[..., 4])
+    assert np.abs(picture.color.astype(float) - expected).max() <= (kind == "assocalpha")
+
+
 def test_white_is_zero(tmp_path):
     values = noise(HEIGHT, WIDTH)
     picture = _tiff(tmp_path, values, photometric="miniswhite")

@@ -2,8 +2,8 @@
 
 `read_picture` gives a `Picture`, upright, in the depth that the file has; `write_picture` writes
 one, all of it or nothing. `open_animation` and `write_animation` do so for GIF, WebP and APNG.
-Whatever cannot be kept is said by a `PictureWarning`; what cannot be read at all is a
-`PictureError`.
+Whatever cannot be kept is said by a `PictureWarning`, or to what `said_to` names; what cannot be
+read at all is a `PictureError`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from .alpha import enlarge_alpha, fill_transparent
 from .animation import Animation, open_animation
 from .animation_writer import write_animation
-from .errors import PictureError, PictureWarning
+from .errors import PictureError, PictureWarning, said_to
 from .formats import ANIMATION_FORMATS, FORMATS, MAX_PIXELS, check_output_size
 from .picture import Picture
 from .pil import Layers, split
@@ -34,6 +34,7 @@ __all__ = [
     "open_animation",
     "read_picture",
     "read_size",
+    "said_to",
     "split",
     "write_animation",
     "write_picture",

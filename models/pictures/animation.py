@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,9 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from .._messages import one_line
-from .errors import PictureError
+from . import png_text
+from .errors import PictureError, quiet_decoders, warn
+from .metadata import note_lost
 from .picture import Picture
 from .pil import decoding, open_image, to_picture
 
@@ -56,11 +57,17 @@ def open_animation(path: str | os.PathLike[str]) -> Animation | None:
     """
     path = Path(path)
     try:
-        with open_image(path) as image:
+        notes: list[str] = []
+        with quiet_decoders():
+            image = open_image(path)
+        with image:
             if image.format not in _ANIMATED or getattr(image, "n_frames", 1) < 2:
                 return None
             loop = _loop(image)
             size = image.size
+            note_lost(image, notes)
+            if image.format == "PNG":
+                png_text.read(path, notes)
         durations = tuple(duration for _, duration in _frames(path, pixels=False))
     except UnidentifiedImageError:
         return None
@@ -72,6 +79,8 @@ def open_animation(path: str | os.PathLike[str]) -> Animation | None:
         raise PictureError(f"broken: {one_line(error)}") from None
     if len(durations) < 2:
         return None  # APNG: one frame and a picture for programs that know no animations
+    for text in dict.fromkeys(notes):
+        warn(text)
     return Animation(path, size, durations, loop)
 
 
@@ -87,18 +96,23 @@ def _loop(image: Image.Image) -> int:
 def _frames(path: Path, pixels: bool = True) -> Iterator[tuple[Picture | None, int]]:
     """Decode one frame after the other; without ``pixels`` for the durations only."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet_decoders():
             image = open_image(path)
         with image:
             # A PNG may begin with a picture for programs that know no animations.
             first = 1 if image.info.get("default_image") else 0
+            text = png_text.read(path, []) if image.format == "PNG" and pixels else None
             for index in range(first, image.n_frames):
-                with decoding(image):
-                    image.seek(index)
-                    image.load()
+                # Not around ``yield``: what happens between frames is not ours.
+                with quiet_decoders():
+                    with decoding(image):
+                        image.seek(index)
+                        image.load()
+                    picture = _opaque(to_picture(image, [])) if pixels else None
                 duration = max(0, round(float(image.info.get("duration", 0) or 0)))
-                yield (_opaque(to_picture(image, [])) if pixels else None), duration
+                if picture is not None and text:
+                    picture = replace(picture, text=text)
+                yield picture, duration
     except PictureError:
         raise
     except (OSError, EOFError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,14 +17,22 @@ from .._messages import one_line
 from ..files import atomic_path
 from .depth import rescale, to_8_bit
 from .errors import PictureError, warn
-from .formats import ANIMATION_FORMATS, check_output_size
+from .formats import (
+    ANIMATION_FORMATS,
+    LONGEST_DURATION,
+    MOST_PLAYS,
+    RESOLUTION_IN_EXIF,
+    check_output_size,
+)
 from .gif_writer import write_gif
+from .metadata import with_resolution
 from .picture import Picture
+from .png_text import listed
 from .png_writer import SIGNATURE, compressed, write_chunk, write_header
 from .writing import check_quality
 
 _QUALITY = 95
-_LONGEST_DURATION = 65_535  # of a PNG's frame, in milliseconds
+_DENOMINATORS = (1000, 100, 10, 1)  # of seconds; numerators of a PNG's delays have 16 bits
 
 
 def write_animation(
@@ -46,7 +55,8 @@ def write_animation(
         frames: pictures of one size.
         path: ends in .gif, .webp, .png or .apng.
         durations: milliseconds of each frame.
-        loop: how often it plays; 0 for ever.
+        loop: how often it plays; 0 for ever. As often as the format can, if that is less; what
+            is clamped, also of durations, is said by a `PictureWarning`.
         replace: whether an existing file is replaced.
         quality: of WebP, 1..100, 100 is lossless; None for 95.
 
@@ -65,16 +75,26 @@ def write_animation(
             "an animation needs a name that ends in one of "
             f"{' '.join(ANIMATION_FORMATS)}, got {path}"
         )
-    if not isinstance(loop, int) or isinstance(loop, bool) or not 0 <= loop <= 65_535:
-        raise ValueError(f"write_animation: loop: expected 0 to 65535, got {loop!r}")
+    if not isinstance(loop, int) or isinstance(loop, bool) or loop < 0:
+        raise ValueError(f"write_animation: loop: expected 0 (for ever) or more, got {loop!r}")
     durations = [float(duration) for duration in durations]
-    if not durations or not all(0 <= duration < 2**24 for duration in durations):
+    if not durations or not all(0 <= duration < math.inf for duration in durations):
         raise ValueError(
-            "write_animation: durations: expected at least one, none negative, in milliseconds, "
-            f"got {durations[:10]}"
+            "write_animation: durations: expected at least one, none negative or infinite, in "
+            f"milliseconds, got {durations[:10]}"
         )
     if not replace and path.exists():
         raise FileExistsError(f"{path} exists")
+    if loop > MOST_PLAYS[format]:
+        warn(f"{format} plays at most {MOST_PLAYS[format]} times or for ever: not {loop} times")
+        loop = MOST_PLAYS[format]
+    longest = LONGEST_DURATION[format]
+    if max(durations) > longest:
+        warn(
+            f"a frame of {format} lasts at most {longest / 1000:g} s: "
+            f"not {max(durations) / 1000:g} s"
+        )
+        durations = [min(duration, longest) for duration in durations]
     with atomic_path(path, replace=replace) as temporary:
         checked = _checked(frames, len(durations), format)
         try:
@@ -111,6 +131,16 @@ def _checked(frames: Iterable[Picture], count: int, format: str) -> Iterator[Pic
         if size is None:
             size = frame.size
             check_output_size(size, format)
+            if format != "PNG" and frame.text:
+                warn(f"animated {format}: {listed(frame.text)} not kept")
+            if format == "GIF" and (frame.exif or frame.icc_profile or frame.xmp or frame.dpi):
+                warn("GIF keeps no metadata and no colour profile")
+            if format in RESOLUTION_IN_EXIF and frame.dpi:
+                try:
+                    exif = with_resolution(frame.exif, frame.dpi)
+                    frame = with_changes(frame, exif=exif)
+                except Exception:  # of broken EXIF data
+                    warn(f"animated {format}: the resolution (dpi) is not kept")
         if frame.size != size:
             raise PictureError(f"frame {index} is {frame.size}, not {size} like the first")
         if index >= count:
@@ -167,7 +197,7 @@ def _write_webp(
         path,
         format="WEBP",
         save_all=True,
-        duration=np.diff(starts).tolist(),
+        duration=np.minimum(np.diff(starts), LONGEST_DURATION["WEBP"]).tolist(),
         loop=loop,
         quality=quality,
         lossless=quality == 100,
@@ -189,8 +219,8 @@ def _write_apng(
         if index == 0:
             file.write(SIGNATURE)
             write_header(file, full, struct.pack(">II", len(durations), loop))
-        milliseconds = min(round(durations[index]), _LONGEST_DURATION)
-        control = struct.pack(">IIIIIHHBB", number, *frame.size, 0, 0, milliseconds, 1000, 0, 0)
+        delay = _delay(durations[index])
+        control = struct.pack(">IIIIIHHBB", number, *frame.size, 0, 0, *delay, 0, 0)
         write_chunk(file, b"fcTL", control)
         number += 1
         for data in compressed(full):
@@ -200,6 +230,15 @@ def _write_apng(
                 write_chunk(file, b"fdAT", struct.pack(">I", number) + data)
                 number += 1
     write_chunk(file, b"IEND")
+
+
+def _delay(milliseconds: float) -> tuple[int, int]:
+    """Return numerator and denominator of a delay in seconds, the finest that fits 16 bits."""
+    for denominator in _DENOMINATORS:
+        numerator = round(milliseconds * denominator / 1000)
+        if numerator <= 0xFFFF:
+            break
+    return numerator, denominator
 
 
 def _full(picture: Picture, bits: int) -> Picture:

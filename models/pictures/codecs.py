@@ -13,7 +13,7 @@ from PIL import Image
 from .._messages import one_line
 from .depth import rescale
 from .errors import PictureError, UnsupportedError
-from .metadata import clean_exif, dpi_of, exif_of, turn, xmp_of
+from .metadata import exif_of, kept_exif, turn, upright_dpi, xmp_of
 from .picture import Picture
 from .png import separate
 
@@ -122,11 +122,7 @@ def _decoded(decode, data: bytes) -> np.ndarray:
 def _picture(array: np.ndarray, bits: int, image: Image.Image, notes: list[str]) -> Picture:
     if array.shape[:2] != (image.height, image.width) or array.shape[2:] > (4,):
         raise UnsupportedError
-    try:
-        orientation, exif = clean_exif(exif_of(image.info))
-    except Exception as error:
-        notes.append(f"EXIF data is broken and dropped: {one_line(error)}")
-        orientation, exif = 1, None
+    orientation, exif = kept_exif(lambda: exif_of(image.info), notes)
     color, alpha = separate(rescale(array, 2**bits - 1, np.uint16))
     return Picture(
         turn(color, orientation),
@@ -134,5 +130,5 @@ def _picture(array: np.ndarray, bits: int, image: Image.Image, notes: list[str])
         exif=exif,
         icc_profile=image.info.get("icc_profile") or None,
         xmp=xmp_of(image.info),
-        dpi=dpi_of(image.info),
+        dpi=upright_dpi(image.info, orientation, exif),
     )

@@ -22,10 +22,11 @@ ANIMATION_FORMATS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG", ".apng": "PN
 MAX_PIXELS = 300_000_000
 """Pixels of the largest picture that is read: more than any camera's, less than a zip bomb's."""
 
-ALPHA_FORMATS = {"PNG", "WEBP", "TIFF", "BMP", "AVIF"}
+ALPHA_FORMATS = {"PNG", "WEBP", "TIFF", "AVIF"}  # readers ignore the fourth byte of BMP
 DEEP_FORMATS = {"PNG", "TIFF"}
 GREY_FORMATS = {"PNG", "JPEG", "TIFF", "BMP"}
 METADATA_FORMATS = {"PNG", "JPEG", "WEBP", "TIFF", "AVIF"}
+RESOLUTION_IN_EXIF = {"WEBP", "AVIF"}  # they have no other place for it
 
 _LONGEST_SIDE = {
     "JPEG": 65_500,  # libjpeg's limit; the format's is 65,535
@@ -37,6 +38,13 @@ _LONGEST_SIDE = {
     "TIFF": 2**31 - 1,
 }
 _BMP_BYTES = 2**32 - 1 - 54
+
+
+LONGEST_DURATION = {"GIF": 655_350, "WEBP": 2**24 - 1, "PNG": 65_535_000}
+"""Milliseconds that a frame of an animation can last."""
+
+MOST_PLAYS = {"GIF": 65_536, "WEBP": 65_535, "PNG": 2**31 - 1}
+"""How often an animation can be told to play; for ever is something else."""
 
 
 def check_output_size(size: tuple[int, int], format: str) -> None:

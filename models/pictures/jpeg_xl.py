@@ -13,7 +13,7 @@ from .._messages import one_line
 from .depth import rescale
 from .errors import PictureError
 from .formats import check_input_size
-from .metadata import clean_exif, exif_of, xmp_of
+from .metadata import exif_of, kept_exif, upright_dpi, xmp_of
 from .picture import Picture
 from .png import separate
 
@@ -61,14 +61,11 @@ def read(path: Path, notes: list[str]) -> Picture:
     block = boxes.get(b"Exif", b"")
     if len(block) > 4:
         block = b"Exif\0\0" + block[4 + struct.unpack(">I", block[:4])[0] :]
-    try:
-        exif = clean_exif(exif_of({"exif": block} if block else {}))[1]
-    except Exception as error:
-        notes.append(f"EXIF data is broken and dropped: {one_line(error)}")
-        exif = None
+    orientation, exif = kept_exif(lambda: exif_of({"exif": block} if block else {}), notes)
     contiguous = None if alpha is None else np.ascontiguousarray(alpha)
     xmp = xmp_of({"xmp": boxes.get(b"xml ")})
-    return Picture(np.ascontiguousarray(color), contiguous, exif=exif, xmp=xmp)
+    dpi = upright_dpi({}, orientation, exif)
+    return Picture(np.ascontiguousarray(color), contiguous, exif=exif, xmp=xmp, dpi=dpi)
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:

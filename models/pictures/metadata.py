@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from .._messages import one_line
+from .errors import note
+
 ORIENTATION = 0x0112
 _DIRECTORIES = (0x8769, 0x8825)  # EXIF, GPS
 _INTEROPERABILITY = 0xA005
 _XMP_TAG = 700
+_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
+_INCH, _CENTIMETRE = 2, 3
+_PHOTOSHOP_TAG, _IPTC_TAG = 34377, 33723
+_IPTC_RESOURCE = 0x0404  # of Photoshop's
 # Tags of the first TIFF directory that describe how the pixels of the *source* are stored, or that
 # hold what is kept elsewhere (profile, XMP) or belongs to one program (Photoshop's layers).
 _LAYOUT_TAGS = {
@@ -61,6 +69,36 @@ def clean_exif(exif: Image.Exif) -> tuple[int, bytes | None]:
     return int(orientation), kept.tobytes() if len(kept) else None
 
 
+def kept_exif(load: Callable[[], Image.Exif], notes: list[str] | None) -> tuple[int, bytes | None]:
+    """Return what `clean_exif` does of what ``load`` returns; broken data is noted and dropped."""
+    try:
+        return clean_exif(load())
+    except Exception as error:  # parsers raise what they like on broken data
+        note(notes, f"EXIF data is broken and dropped: {one_line(error)}")
+        return 1, None
+
+
+def note_lost(image: Image.Image, notes: list[str]) -> None:
+    """Note metadata that a picture opened by Pillow has, and that no reader here keeps."""
+    info = image.info
+    if image.format in ("JPEG", "MPO", "GIF"):
+        comment = info.get("comment")
+        if comment and comment.strip(b" \0\r\n" if isinstance(comment, bytes) else None):
+            notes.append("the comment is not kept")
+    iptc = False
+    if image.format in ("JPEG", "MPO"):
+        resources = info.get("photoshop")
+        iptc = isinstance(resources, dict) and bool(resources.get(_IPTC_RESOURCE))
+    elif image.format == "TIFF" and _IPTC_TAG not in image.tag_v2:
+        resources = image.tag_v2.get(_PHOTOSHOP_TAG)
+        if isinstance(resources, tuple) and len(resources) == 1:
+            (resources,) = resources
+        resource = b"8BIM" + _IPTC_RESOURCE.to_bytes(2, "big")
+        iptc = isinstance(resources, bytes) and resource in resources
+    if iptc:
+        notes.append("IPTC data is not kept")
+
+
 def xmp_of(info: dict[str, Any]) -> bytes | None:
     """Return the XMP packet in Pillow's ``info``, without its orientation."""
     packet = info.get("xmp") or info.get("XML:com.adobe.xmp")
@@ -82,6 +120,50 @@ def dpi_of(info: dict[str, Any]) -> tuple[float, float] | None:
     if not all(math.isfinite(value) and 1 <= value <= 1e5 for value in (horizontal, vertical)):
         return None
     return horizontal, vertical
+
+
+def upright_dpi(
+    info: dict[str, Any], orientation: int, exif: bytes | None = None
+) -> tuple[float, float] | None:
+    """Return pixels per inch of the picture turned by an EXIF orientation.
+
+    Args:
+        info: Pillow's.
+        orientation: 1..8.
+        exif: what tells the resolution where ``info`` does not, as in WebP and AVIF.
+    """
+    dpi = dpi_of(info) or dpi_of({"dpi": _exif_dpi(exif)})
+    return dpi[::-1] if dpi is not None and orientation >= 5 else dpi
+
+
+def _exif_dpi(data: bytes | None) -> tuple[float, float] | None:
+    if not data:
+        return None
+    try:
+        exif = Image.Exif()
+        exif.load(data)
+        inches = {_INCH: 1.0, _CENTIMETRE: 2.54}[exif.get(_RESOLUTION_UNIT, _INCH)]
+        return float(exif[_X_RESOLUTION]) * inches, float(exif[_Y_RESOLUTION]) * inches
+    except Exception:  # no resolution, or a broken one
+        return None
+
+
+def with_resolution(data: bytes | None, dpi: tuple[float, float]) -> bytes:
+    """Return EXIF data that tells pixels per inch, for formats that have no other place for it.
+
+    Raises:
+        Exception: what Pillow's parser likes to raise on broken data.
+    """
+    told = dpi_of({"dpi": _exif_dpi(data)})
+    if data and told and all(abs(a - b) <= 0.01 for a, b in zip(told, dpi, strict=True)):
+        return data
+    exif = Image.Exif()
+    if data:
+        exif.load(data)
+    exif[_X_RESOLUTION], exif[_Y_RESOLUTION] = (float(value) for value in dpi)
+    exif[_RESOLUTION_UNIT] = _INCH
+    # Through `clean_exif`, so that all directories are written.
+    return clean_exif(exif)[1] or b""
 
 
 def turn(array: np.ndarray, orientation: int) -> np.ndarray:

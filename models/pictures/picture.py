@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,8 @@ class Picture:
     """XMP packet, orientation removed."""
     dpi: tuple[float, float] | None = None
     """Pixels per inch, horizontal and vertical."""
+    text: Mapping[str, str] | None = None
+    """Text entries of a PNG by keyword, such as Author; only PNG keeps them."""
 
     def __post_init__(self) -> None:
         color, alpha = self.color, self.alpha

@@ -14,9 +14,9 @@ from PIL import Image
 
 from .._messages import one_line
 from .depth import bands
-from .errors import PictureError, warn
+from .errors import PictureError, note
 from .formats import check_input_size
-from .metadata import clean_exif, dpi_of, turn, xmp_of
+from .metadata import kept_exif, turn, upright_dpi, xmp_of
 from .picture import Picture
 
 _limit_lock = threading.RLock()
@@ -78,11 +78,7 @@ def to_picture(image: Image.Image, notes: list[str] | None = None) -> Picture:
     """
     with decoding(image):
         image.load()
-    try:
-        orientation, exif = clean_exif(image.getexif())
-    except Exception as error:  # parsers raise what they like on broken data
-        note(notes, f"EXIF data is broken and dropped: {one_line(error)}")
-        orientation, exif = 1, None
+    orientation, exif = kept_exif(image.getexif, notes)
     color, alpha = split(image, notes)
     profile = image.info.get("icc_profile") if image.mode not in ("CMYK", "LAB") else None
     return Picture(
@@ -91,7 +87,7 @@ def to_picture(image: Image.Image, notes: list[str] | None = None) -> Picture:
         exif=exif,
         icc_profile=profile or None,
         xmp=xmp_of(image.info),
-        dpi=_turned(dpi_of(image.info), orientation),
+        dpi=upright_dpi(image.info, orientation, exif),
     )
 
 
@@ -145,14 +141,6 @@ def _array(image: Image.Image) -> np.ndarray:
     return result
 
 
-def note(notes: list[str] | None, text: str) -> None:
-    """Append to ``notes``, or warn where there are none."""
-    if notes is None:
-        warn(text)
-    else:
-        notes.append(text)
-
-
 def cmyk_profile_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image | None:
     """Convert mode CMYK to RGB through a colour profile; None if that is not possible."""
     if not profile:
@@ -187,7 +175,3 @@ def _cmyk_to_rgb(image: Image.Image, notes: list[str] | None) -> Image.Image:
         note(notes, "CMYK without a usable colour profile: colours are approximate")
         rgb = image.convert("RGB")
     return rgb
-
-
-def _turned(dpi: tuple[float, float] | None, orientation: int) -> tuple[float, float] | None:
-    return dpi[::-1] if dpi is not None and orientation >= 5 else dpi

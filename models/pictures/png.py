@@ -12,7 +12,7 @@ from PIL import Image
 
 from .._messages import one_line
 from .errors import PictureError
-from .metadata import clean_exif, dpi_of, exif_of, turn, xmp_of
+from .metadata import exif_of, kept_exif, turn, upright_dpi, xmp_of
 from .picture import Picture
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -67,20 +67,15 @@ def read(path: Path, image: Image.Image, notes: list[str]) -> Picture:
     for chunk in chunks(path):
         if chunk.kind == b"eXIf" and chunk.data:
             info["exif"] = b"Exif\0\0" + chunk.data
-    try:
-        orientation, exif = clean_exif(exif_of(info))
-    except Exception as error:
-        notes.append(f"EXIF data is broken and dropped: {one_line(error)}")
-        orientation, exif = 1, None
+    orientation, exif = kept_exif(lambda: exif_of(info), notes)
     color, alpha = separate(array)
-    dpi = dpi_of(info)
     return Picture(
         turn(color, orientation),
         None if alpha is None else turn(alpha, orientation),
         exif=exif,
         icc_profile=info.get("icc_profile") or None,
         xmp=xmp_of(info),
-        dpi=dpi[::-1] if dpi is not None and orientation >= 5 else dpi,
+        dpi=upright_dpi(info, orientation, exif),
     )
 
 

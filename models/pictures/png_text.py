@@ -76,10 +76,8 @@ def listed(keys: list[str] | Mapping[str, str]) -> str:
     """Name text entries, and say ``is`` or ``are``."""
     names = [ascii(key)[1:-1] for key in dict.fromkeys(keys)]
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    many = len(names) > 1
-    return (
-        f"text entr{'ies' if many else 'y'} {', '.join(names[:10])}{more} {'are' if many else 'is'}"
-    )
+    noun, verb = ("text entries", "are") if len(names) > 1 else ("text entry", "is")
+    return f"{noun} {', '.join(names[:10])}{more} {verb}"
 
 
 def encoded(entries: Mapping[str, str]) -> Iterator[tuple[bytes, bytes]]:

@@ -16,6 +16,7 @@ import numpy as np
 from .deflate import deflate
 from .parallel import map_in_order
 from .picture import Picture
+from .png_text import encoded
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOR_TYPES = {1: 0, 3: 2, 2: 4, 4: 6}  # by channels
@@ -50,6 +51,8 @@ def write_header(file: BinaryIO, picture: Picture, animation: bytes | None = Non
         write_chunk(file, b"eXIf", picture.exif.removeprefix(b"Exif\0\0"))
     if picture.xmp:
         write_chunk(file, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + picture.xmp)
+    for kind, data in encoded(picture.text or {}):
+        write_chunk(file, kind, data)
 
 
 def write_chunk(file: BinaryIO, kind: bytes, data: bytes = b"") -> None:

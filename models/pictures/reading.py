@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import warnings
+from dataclasses import replace as with_changes
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from .._messages import one_line
-from . import codecs, jpeg_xl, png, tiff
-from .errors import PictureError, PictureWarning, UnsupportedError
+from . import codecs, jpeg_xl, png, png_text, tiff
+from .errors import PictureError, UnsupportedError, quiet_decoders, warn
 from .formats import check_input_size
+from .metadata import note_lost
 from .picture import Picture
 from .pil import open_image, to_picture
 
@@ -43,8 +44,7 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     path = Path(path)
     notes: list[str] = []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoders' words about odd but readable files
+        with quiet_decoders():
             picture = _read(path, notes)
     except PictureError:
         raise
@@ -57,7 +57,7 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     except Exception as error:  # decoders raise what they like on broken files
         raise PictureError(f"broken: {one_line(error)}") from None
     for text in dict.fromkeys(notes):
-        warnings.warn(text, PictureWarning, stacklevel=2)
+        warn(text)
     return picture
 
 
@@ -78,15 +78,18 @@ def _read(path: Path, notes: list[str]) -> Picture:
         except ImportError:
             raise PictureError(f"this kind of TIFF is read after {INSTALL}") from None
     with image:
-        return _read_opened(path, head, image, notes)
+        # The further pictures of a camera's MPO file are previews and gain maps.
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            notes.append(f"only the first of {image.n_frames} pictures is read")
+        note_lost(image, notes)
+        if image.format != "PNG":
+            return _read_opened(path, head, image, notes)
+        png.note_colors(path, image, notes)
+        picture = _read_opened(path, head, image, notes)
+        return with_changes(picture, text=png_text.read(path, notes) or None)
 
 
 def _read_opened(path: Path, head: bytes, image: Image.Image, notes: list[str]) -> Picture:
-    # The further pictures of a camera's MPO file are previews and gain maps.
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        notes.append(f"only the first of {image.n_frames} pictures is read")
-    if image.format == "PNG":
-        png.note_colors(path, image, notes)
     bits, missing = _bits(path, head, image), ""
     reader = _DEEP_READERS.get(image.format or "")
     if bits > 8 and reader is not None:

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 from .formats import check_input_size
+from .metadata import ORIENTATION
 from .pil import open_image
 from .reading import read_picture
 
-_ORIENTATION = 0x0112
-_TURNED = (5, 6, 7, 8)
+_TURNED = range(5, 9)
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -22,7 +22,7 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     try:
         with open_image(Path(path)) as image:
             width, height = image.size
-            if image.getexif().get(_ORIENTATION) in _TURNED:
+            if image.getexif().get(ORIENTATION) in _TURNED:
                 width, height = height, width
     except Exception:  # what Pillow does not know at all, another reader may; or it has the reason
         return read_picture(path).size

@@ -14,7 +14,7 @@ from .._messages import one_line
 from .depth import rescale, unpremultiply
 from .errors import PictureError
 from .formats import check_input_size
-from .metadata import ORIENTATION, clean_exif, dpi_of, turn, xmp_of
+from .metadata import ORIENTATION, kept_exif, turn, upright_dpi, xmp_of
 from .picture import Picture
 
 _SILENCE = logging.NullHandler()
@@ -85,7 +85,7 @@ def read(path: Path, image: Image.Image | None, notes: list[str]) -> Picture:
         raise
     except Exception as error:  # tifffile and the codecs raise what they like
         raise PictureError(f"broken: {one_line(error)}") from None
-    exif = _exif(path, image, notes)
+    exif = kept_exif(lambda: _exif(path, image), notes)[1]
     orientation = orientation if orientation in range(1, 9) else 1
     return Picture(
         turn(color, orientation),
@@ -93,7 +93,7 @@ def read(path: Path, image: Image.Image | None, notes: list[str]) -> Picture:
         exif=exif,
         icc_profile=None if page.photometric == _CMYK else info.get("icc_profile"),
         xmp=xmp_of(info),
-        dpi=_dpi(image, orientation),
+        dpi=upright_dpi({} if image is None else image.info, orientation, exif),
     )
 
 
@@ -150,11 +150,13 @@ def _to_rgb(page: Any, array: np.ndarray, notes: list[str]) -> tuple[np.ndarray,
         extra = extra[..., :0]
     elif page.photometric == _WHITE_IS_ZERO:
         color = color.dtype.type(peak) - color
-    kind = int(page.extrasamples[0]) if page.extrasamples else _UNASSOCIATED
-    alpha = None
+    kind, alpha = None, None
     if extra.shape[2]:
-        if kind in (_ASSOCIATED, _UNASSOCIATED):
-            alpha = np.ascontiguousarray(extra[..., 0])
+        kinds = [int(value) for value in page.extrasamples or (_UNASSOCIATED,)]
+        for place, kind in enumerate(kinds[: extra.shape[2]]):
+            if kind in (_ASSOCIATED, _UNASSOCIATED):
+                alpha = np.ascontiguousarray(extra[..., place])
+                break
         ignored = extra.shape[2] - (alpha is not None)
         if ignored:
             notes.append(f"{ignored} extra channel{'s' * (ignored > 1)} without meaning dropped")
@@ -230,22 +232,12 @@ def _info(page: Any) -> dict[str, Any]:
     }
 
 
-def _exif(path: Path, image: Image.Image | None, notes: list[str]) -> bytes | None:
-    try:
-        if image is not None:
-            return clean_exif(image.getexif())[1]
-        with path.open("rb") as file:
-            if file.read(4) not in _MAGIC[:2]:
-                return None  # Pillow's reader of bare directories does not know BigTIFF
+def _exif(path: Path, image: Image.Image | None) -> Image.Exif:
+    if image is not None:
+        return image.getexif()
+    exif = Image.Exif()
+    with path.open("rb") as file:
+        if file.read(4) in _MAGIC[:2]:  # Pillow's reader of bare directories: not BigTIFF
             file.seek(0)
-            exif = Image.Exif()
             exif.load_from_fp(file)
-            return clean_exif(exif)[1]
-    except Exception as error:
-        notes.append(f"EXIF data is broken and dropped: {one_line(error)}")
-        return None
-
-
-def _dpi(image: Image.Image | None, orientation: int) -> tuple[float, float] | None:
-    dpi = dpi_of(image.info) if image is not None else None
-    return dpi[::-1] if dpi is not None and orientation >= 5 else dpi
+    return exif

@@ -21,9 +21,12 @@ from .formats import (
     FORMATS,
     GREY_FORMATS,
     METADATA_FORMATS,
+    RESOLUTION_IN_EXIF,
     check_output_size,
 )
+from .metadata import with_resolution
 from .picture import Picture
+from .png_text import listed
 from .png_writer import write_png
 from .tiff_writer import write_tiff
 
@@ -44,8 +47,8 @@ def write_picture(
 ) -> None:
     """Write a picture, all of it or nothing, with its metadata.
 
-    PNG and TIFF hold everything. Elsewhere 16 bits become 8, and JPEG gets transparent pictures on
-    white, both with a `PictureWarning`.
+    PNG holds everything, TIFF all but text entries. Elsewhere 16 bits become 8, and JPEG and BMP
+    get transparent pictures on white, all with a `PictureWarning`.
 
     Args:
         picture: what to write.
@@ -101,7 +104,7 @@ def fit(picture: Picture, format: str) -> Picture:
         warn(f"{format} does not hold 16-bit {kind}: written as 8-bit")
         color = to_8_bit(color)
         alpha = None if alpha is None else to_8_bit(alpha)
-    if color.ndim == 2 and (format not in GREY_FORMATS or (format == "BMP" and alpha is not None)):
+    if color.ndim == 2 and format not in GREY_FORMATS:
         color = np.repeat(color[..., None], 3, axis=2)
         if (picture.icc_profile or b"")[16:20] != b"RGB ":
             changes["icc_profile"] = None  # a profile of grey does not describe RGB
@@ -113,6 +116,13 @@ def fit(picture: Picture, format: str) -> Picture:
     if format == "JPEG" and len(picture.xmp or b"") > _LONGEST_JPEG_XMP:
         warn("XMP data is too long for JPEG and dropped")
         changes["xmp"] = None
+    if format != "PNG" and picture.text:
+        warn(f"{format}: {listed(picture.text)} not kept")
+    if format in RESOLUTION_IN_EXIF and picture.dpi:
+        try:
+            changes["exif"] = with_resolution(picture.exif, picture.dpi)
+        except Exception:  # of broken EXIF data
+            warn(f"{format}: the resolution (dpi) is not kept")
     return with_changes(picture, color=color, alpha=alpha, **changes)
 
 
@@ -186,6 +196,8 @@ def _save(
             options = {}  # Pillow cannot have libtiff write these directories
     if format in METADATA_FORMATS:
         options = options | {key: getattr(picture, key) for key in _KEYS if getattr(picture, key)}
+    elif picture.dpi:
+        options = options | {"dpi": picture.dpi}
     image = picture.to_pil()
     image.info.clear()
     try:
