@@ -109,7 +109,9 @@ def _control_groups() -> Iterator[tuple[Path, str, str]]:
         ),
     }
     try:
-        own = [line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().split()]
+        own = [
+            line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines()
+        ]
     except OSError:
         own = []
     for controllers, (root, limit, used) in kinds.items():

@@ -86,3 +86,23 @@ def test_what_cannot_be_halved_fails():
         run_in_parts(torch.rand(1, 3, 64, 64), network, 2, 5)
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_the_tightest_control_group_counts(tmp_path, monkeypatch):
+    def group(folder, limit: str, used: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text("anon 5\ninactive_file 100\nactive_file 7\n")
+
+    group(tmp_path, "max", 9000)
+    group(tmp_path / "slice", "5000", 2000)
+    group(tmp_path / "slice" / "job", "9000", 1000)
+    found = [
+        (tmp_path / part, "memory.max", "memory.current") for part in ("", "slice", "slice/job")
+    ]
+    found.append((tmp_path / "nothing", "memory.max", "memory.current"))
+    monkeypatch.setattr(memory, "_control_groups", lambda: iter(found))
+    assert memory._control_group() == 5000 - 2000 + 100
+    monkeypatch.setattr(memory, "_control_groups", lambda: iter(found[:1]))
+    assert memory._control_group() is None
