@@ -83,8 +83,17 @@ def test_only_uploads_are_read(tab, picture, tmp_path):
     for path in (named, deep):
         path.parent.mkdir()
         path.write_bytes(secret.read_bytes())
-    (folder / hash_.upper()).mkdir(exist_ok=True)
-    paths = [secret, loose, named, deep, inside.parent, folder, folder / ".." / ".." / "a.png"]
+    outside = put(tmp_path, "e.png", secret.read_bytes())
+    paths = [
+        secret,
+        loose,
+        named,
+        deep,
+        outside,
+        inside.parent,
+        folder,
+        folder / ".." / ".." / "a.png",
+    ]
     paths += [inside.parent / "missing.png", "", "\0", "x" * 5000, f"{folder}/{hash_}/../../a.png"]
     if hasattr(os, "symlink"):
         (inside.parent / "link.png").symlink_to(secret)
@@ -94,7 +103,7 @@ def test_only_uploads_are_read(tab, picture, tmp_path):
         tab.open(upload)
         assert text.failure("This file was not uploaded.") == tab.shown["status"]
         assert tab.session.picture is None
-    assert all(path.is_file() for path in (secret, loose, named, deep, inside))
+    assert all(path.is_file() for path in (secret, loose, named, deep, outside, inside))
     tab.open({"path": str(inside), "orig_name": None})
     assert tab.session.name == "b"
 
