@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,18 +34,26 @@ def layout(engine):
         return page._layout(engine)
 
 
+def put(uploads: Path, name: str, content: bytes) -> Path:
+    """Put an uploaded file where Gradio puts it."""
+    target = uploads / hashlib.sha256(content).hexdigest() / name
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(content)
+    return target
+
+
 class Tab:
     """One browser tab: calls the handlers as the page does and remembers what it shows."""
 
     def __init__(self, engine, folder: Path, name: str = "tab", sessions=None) -> None:
         from dasr_ops.demo.handlers import Handlers
         from dasr_ops.demo.session import Sessions
+        from dasr_ops.demo.uploads import Uploads
 
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
+        self.uploads = Uploads(folder / "uploads")
         self.sessions = sessions or Sessions(folder / "sessions")
         self.page = layout(engine)
-        self.handlers = Handlers(engine, self.sessions, folder, self.page)
+        self.handlers = Handlers(engine, self.sessions, self.uploads, self.page)
         self.request = SimpleNamespace(session_hash=name)
         self.shown: dict[str, object] = {}
         self.controls = {
@@ -58,11 +67,16 @@ class Tab:
 
     def upload(self, path: Path) -> Path:
         """Open a file as an upload; returns where the upload was."""
-        target = self.folder / "upload" / path.name
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes(path.read_bytes())
-        self.take(self.handlers.open({"path": str(target), "orig_name": path.name}, self.request))
+        target = put(self.uploads.folder, path.name, path.read_bytes())
+        self.open({"path": str(target), "orig_name": path.name})
         return target
+
+    def open(self, upload: object) -> None:
+        """Take for an upload what the browser says."""
+        self.take(self.handlers.open(upload, self.request))
+
+    def write(self, format: str = "PNG"):
+        return self.handlers.write(format, self.request)
 
     def quick(self, **changes):
         self.controls |= changes

@@ -95,7 +95,7 @@ def test_pt2(model, weights, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
-def test_merged(model, weights, tmp_path, name):
+def test_merged(model, weights, tmp_path, name, capsys):
     path = tmp_path / name
     assert export(path, "--weights", weights, "--degradation", "mean") == 0
     lr, v = pictures(model, 1, 9, 12), choose_degradation(model, "mean")
@@ -106,6 +106,9 @@ def test_merged(model, weights, tmp_path, name):
         assert json.loads(read_metadata(path)["degradation"]) == pytest.approx(
             v[0].tolist(), abs=1e-6
         )
+    assert export(tmp_path / "d.onnx", "--weights", path, "--degradation-input") == 2
+    said = capsys.readouterr().err
+    assert "--degradation-input: has no use for these weights" in said
     # A merged network goes on to ONNX, and so does one merged on the way.
     pytest.importorskip("onnx")
     assert export(tmp_path / "b.onnx", "--weights", path) == 0
@@ -141,7 +144,20 @@ def test_existing_files_are_kept_unless_told(weights, tmp_path, capsys):
         (["a.pth", "--degradation", "mean", "--clip"], "--clip: has no use for a merged network"),
         (["a.onnx", "--degradation", "mean", "--predictor-only"], "--predictor-only: has no use"),
         (["a.onnx", "--device", "cuda"], "--device cuda: has no use but for --format aoti"),
-        (["a.onnx", "--degradation-input", "--degradation-output"], "degradation_input: expected"),
+        (
+            ["a.onnx", "--degradation-input", "--degradation-output"],
+            "--degradation-input: has no use with --degradation-output, for then nothing",
+        ),
+        (
+            ["a.pt2", "--degradation-input", "--predictor-only"],
+            "--degradation-input: has no use with --predictor-only",
+        ),
+        (["a.onnx", "--predictor-only", "--half"], "--predictor-only: has no use with --half"),
+        (["a.onnx", "--clip", "--predictor-only"], "--predictor-only: has no use with --clip"),
+        (
+            ["a.onnx", "--predictor-only", "--degradation-output"],
+            "--predictor-only: has no use with --degradation-output",
+        ),
         (["a.onnx", "--weights", "missing.pth"], "--weights: missing.pth: no such file"),
         (["a.onnx", "--weights", "1.pth", "2.pth", "3.pth"], "expected one or two files, got 3"),
     ],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from . import EXIT_FAILURE, UsageError
+from ._weights import CHECKPOINT_SUFFIXES
 
 if TYPE_CHECKING:
     from dasr_ops.models import DASR
@@ -25,7 +26,8 @@ class Demo:
     """Enlarge pictures on a web page, on this computer, without the internet.
 
     Prints the address of the page and serves it until Ctrl-C. Uploaded pictures and results are
-    temporary files, which are removed when the page is closed and at the end.
+    temporary files: an upload is removed once it is read, or after some minutes if it never is,
+    results when the page is closed, and everything at the end.
 
     Exit code: 130 after Ctrl-C, 1 if something failed, 2 if the command line is wrong or the port
     is taken.
@@ -83,12 +85,10 @@ def main(argv: Sequence[str]) -> int:
         )
     except ServerError as error:
         raise UsageError(str(error)) from None
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        if options.device is None:
-            print(f"dasr demo: error: {lines[0]}", file=sys.stderr)
-            return EXIT_FAILURE
-        raise UsageError(f"--device {options.device}: {lines[0]}") from None
+        print(f"dasr demo: error: {lines[0]}", file=sys.stderr)
+        return EXIT_FAILURE
     return 0
 
 
@@ -111,6 +111,11 @@ def _grouped(weights: Sequence[Path]) -> list[tuple[Path, ...]]:
     groups: list[tuple[Path, ...]] = []
     pending: Path | None = None
     for path in weights:
+        if path.suffix not in CHECKPOINT_SUFFIXES:
+            raise UsageError(
+                f"--weights {path}: expected a name that ends in one of "
+                f"{' '.join(CHECKPOINT_SUFFIXES)}"
+            )
         if path.suffix == ".safetensors":
             single: tuple[Path, ...] = (path,)
         elif pending is None:

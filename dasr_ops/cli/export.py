@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -23,6 +24,16 @@ _SUFFIXES = {
     "pt2": (".pt2",),
     "aoti": (".pt2",),
     "merged": _MERGED_SUFFIXES,
+}
+
+_ABOUT_DEGRADATION = ("degradation_input", "degradation_output", "predictor_only")
+_EXCLUSIVE = {
+    "degradation_input": ("degradation_output", "predictor_only"),
+    "predictor_only": ("half", "clip", "degradation_output"),
+}
+_REASONS = {
+    "degradation_input": "for then nothing is predicted",
+    "predictor_only": "for the predictor returns the degradation alone, in float32",
 }
 
 
@@ -125,10 +136,10 @@ def main(argv: Sequence[str]) -> int:
     except FileExistsError as error:
         raise UsageError(f"{error}; see --overwrite") from None
     except (ExportError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_without_owner(error)}", file=sys.stderr)
         return EXIT_FAILURE
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(_without_owner(error)) from None
     except OSError as error:
         print(f"error: {output} cannot be written: {error.strerror or error}", file=sys.stderr)
         return EXIT_FAILURE
@@ -141,6 +152,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _without_owner(error: Exception) -> str:
+    """Return what an error says, without the name of the function, and options as options."""
+    text = re.sub(r"^(export_\w+|merge|save_merged|choose_degradation): ", "", str(error))
+    return re.sub(r"^(half|device)(?=: )", r"--\1", text)
+
+
 def _separate(output: Sequence[Path], weights: Sequence[Path]) -> tuple[Path, tuple[Path, ...]]:
     """Hand back the output where it follows ``--weights``, which takes all names that it gets."""
     if not output and len(weights) > 1:
@@ -150,6 +167,10 @@ def _separate(output: Sequence[Path], weights: Sequence[Path]) -> tuple[Path, tu
     if len(weights) > 2:
         raise UsageError(f"--weights: expected one or two files, got {len(weights)}")
     return output[0], tuple(weights)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _format(options: Export, output: Path) -> str:
@@ -173,15 +194,20 @@ def _format(options: Export, output: Path) -> str:
             "clip",
         ):
             if getattr(options, name):
-                raise UsageError(f"--{name.replace('_', '-')}: has no use for a merged network")
+                raise UsageError(f"{_option(name)}: has no use for a merged network")
     if options.device != "cpu" and format != "aoti":
         raise UsageError(f"--device {options.device}: has no use but for --format aoti")
+    for name, others in _EXCLUSIVE.items():
+        for other in others:
+            if getattr(options, name) and getattr(options, other):
+                raise UsageError(
+                    f"{_option(name)}: has no use with {_option(other)}, {_REASONS[name]}"
+                )
     if options.degradation is not None:
-        for name in ("degradation_input", "degradation_output", "predictor_only"):
+        for name in _ABOUT_DEGRADATION:
             if getattr(options, name):
                 raise UsageError(
-                    f"--{name.replace('_', '-')}: has no use with --degradation, which leaves no "
-                    "predictor"
+                    f"{_option(name)}: has no use with --degradation, which leaves no predictor"
                 )
     return format
 
@@ -237,6 +263,13 @@ def _write(
 ) -> Agreement | None:
     from dasr_ops.models import SRResNet, export
 
+    if isinstance(model, SRResNet):
+        for name in _ABOUT_DEGRADATION:
+            if getattr(options, name):
+                raise UsageError(
+                    f"{_option(name)}: has no use for these weights, which are those of a static "
+                    "network"
+                )
     if options.degradation is not None:
         if isinstance(model, SRResNet):
             raise UsageError("--degradation: these weights are those of a static network already")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,11 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from . import text
+from . import notes, text
 from .engine import LARGEST_FILE, Engine, Settings
-from .session import VIEWS, Session, Sessions
+from .session import VIEWS, Session, Sessions, Work
 from .tasks import Cancelled, Task
+from .uploads import Uploads
 
 if TYPE_CHECKING:
     from .page import Page
@@ -39,14 +39,14 @@ class Handlers:
     Args:
         engine: what computes.
         sessions: the open tabs.
-        uploads: folder of the uploaded files; others are not read.
+        uploads: the uploaded files; others are not read.
         page: the components.
     """
 
-    def __init__(self, engine: Engine, sessions: Sessions, uploads: Path, page: Page) -> None:
+    def __init__(self, engine: Engine, sessions: Sessions, uploads: Uploads, page: Page) -> None:
         self._engine = engine
         self._sessions = sessions
-        self._uploads = uploads.resolve()
+        self._uploads = uploads
         self._page = page
 
     def open(self, upload: Any, request: gr.Request) -> Update:
@@ -54,14 +54,13 @@ class Handlers:
         session = self._session(request)
         if upload is None:
             return self.clear(request)
-        path = Path(upload["path"] if isinstance(upload, dict) else upload.path).resolve()
-        name = upload.get("orig_name") if isinstance(upload, dict) else upload.orig_name
-        if not path.is_relative_to(self._uploads):
+        found = self._uploads.find(upload)
+        if found is None:
             return self._emptied(session, "This file was not uploaded.")
         try:
-            return self._open(session, path, name or path.name)
+            return self._open(session, *found)
         finally:
-            path.unlink(missing_ok=True)  # the session has read it, or nobody will
+            self._uploads.remove(found[0])  # the session has read it, or nobody will
 
     def open_example(self, request: gr.Request) -> Update:
         """Take the picture that comes with the package."""
@@ -73,17 +72,15 @@ class Handlers:
         try:
             if path.stat().st_size > LARGEST_FILE:
                 return self._emptied(session, text.FILE_TOO_LARGE)
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", UserWarning)
+            with notes.said() as said:
                 picture = read_picture(path)
             session.open(picture, _stem(name))
-            notes = "; ".join(dict.fromkeys(str(entry.message) for entry in caught))
             page = self._page
             return {
                 page.source: str(session.preview()),
                 page.view: gr.update(value=session.view, visible=session.large),
                 page.compare: None,
-                page.notes: text.note(notes) if notes else _EMPTY,
+                page.notes: text.note("; ".join(said)) if said else _EMPTY,
                 page.reading: _EMPTY,
                 page.save: gr.update(interactive=False),
                 page.status: text.progress("Reading"),
@@ -97,6 +94,7 @@ class Handlers:
 
     def _emptied(self, session: Session, problem: str) -> Update:
         session.clear()
+        session.forgotten = False
         page = self._page
         return {
             page.source: None,
@@ -120,45 +118,45 @@ class Handlers:
         """Show at once what can be had at once: a detail, or all of a small picture."""
         session = self._session(request)
         settings = Settings(weights, int(scale), float(denoise), float(deblur), float(dejpeg))
-        picture, page = session.picture, self._page
-        task = session.ask(settings) if picture is not None else None
-        yield self._nothing()
-        if picture is None or task is None:
+        work, page = session.ask(settings), self._page
+        yield self._nothing() if work or not session.forgotten else self._left_alone(session)
+        if work is None:
             return
+        _, picture, predictions = work
         try:
             self._engine.check_size(picture.size, settings)
-            v = session.predictions.get(settings.weights)
+            v = predictions.get(settings.weights)
             if v is None:
                 yield from self._follow(
-                    task,
+                    work.task,
                     lambda task: self._engine.predict(picture, settings.weights, task),
                     "Measuring the degradation",
                 )
-                v = session.predictions[settings.weights] = task.result()
-                task = session.new_task("quick")
+                v = predictions[settings.weights] = work.task.result()
+                work = session.next(work)
             reading = {page.reading: text.reading(self._engine.describe(v, settings.weights))}
             if session.current:
                 yield reading | self._shown(session)
             elif not session.large:
                 yield reading
-                yield from self._whole(session, task, settings)
+                yield from self._whole(session, work, settings)
             elif session.view == VIEWS[1]:
                 yield reading | {page.save: gr.update(interactive=False)}
                 box = session.detail
                 yield from self._follow(
-                    task,
+                    work.task,
                     lambda task: self._engine.enlarge_detail(picture, box, v, settings, task),
                     "Enlarging the detail",
                 )
-                session.detail_result = task.result(), box, settings
+                session.keep_detail(work.task, work.task.result(), box, settings)
                 yield self._shown(session)
             else:
                 yield reading | {page.save: gr.update(interactive=False)}
         except Cancelled:
-            pass
+            if session.forgotten:
+                yield self._left_alone(session)
         except Exception as error:
-            session.wanted = None
-            yield {page.status: text.failure(text.explain(error))}
+            yield self._failed(session, work, error)
 
     def finish(
         self,
@@ -172,21 +170,30 @@ class Handlers:
         """Enlarge the whole picture, if `quick` has not done so."""
         session = self._session(request)
         settings = Settings(weights, int(scale), float(denoise), float(deblur), float(dejpeg))
-        task = session.go_on(settings)
+        work = session.go_on(settings)
         yield self._nothing()
-        if task is None:
+        if work is None:
             return
         try:
-            yield from self._whole(session, task, settings)
+            yield from self._whole(session, work, settings)
         except Cancelled:
-            pass
+            if session.forgotten:
+                yield self._left_alone(session)
         except Exception as error:
-            session.wanted = None
-            yield {self._page.status: text.failure(text.explain(error))}
+            yield self._failed(session, work, error)
 
-    def _whole(self, session: Session, task: Task, settings: Settings) -> Iterator[Update]:
-        picture, v = session.picture, session.predictions.get(settings.weights)
-        if picture is None or v is None:
+    def _failed(self, session: Session, work: Work, error: Exception) -> Update:
+        if not session.give_up(work):
+            return self._nothing()
+        return {self._page.status: text.failure(text.explain(error))}
+
+    def _left_alone(self, session: Session) -> Update:
+        return self._emptied(session, text.LEFT_ALONE)
+
+    def _whole(self, session: Session, work: Work, settings: Settings) -> Iterator[Update]:
+        task, picture, predictions = work
+        v = predictions.get(settings.weights)
+        if v is None:
             return
         begin = [time.monotonic()]
 
@@ -202,6 +209,8 @@ class Handlers:
     def look(self, view: str, request: gr.Request) -> Update:
         """Change between the whole picture and a detail."""
         session = self._session(request)
+        if session.forgotten:
+            return self._left_alone(session)
         if session.picture is None:
             return {self._page.compare: None}
         session.view = view
@@ -211,6 +220,8 @@ class Handlers:
         """Take the detail around the point of the picture that was pressed."""
         session = self._session(request)
         page = self._page
+        if session.forgotten:
+            return self._left_alone(session)
         if session.picture is None or not session.large:
             return self._nothing()
         session.view = VIEWS[1]
@@ -236,25 +247,34 @@ class Handlers:
         from dasr_ops.models.pictures import write_picture
 
         session, page = self._session(request), self._page
-        if not session.current:
+        if session.forgotten:
+            yield {page.link: ""} | self._left_alone(session)
+            return
+        bound = session.result
+        if bound is None or bound[1] != session.wanted:
             yield {page.link: "", page.notes: text.note("The result is not ready yet.")}
             return
-        result, settings, _ = session.result
-        path = session.folder / f"{session.name}_x{settings.scale}{FORMATS[format]}"
+        result, settings, _ = bound
+        name = f"{session.name}_x{settings.scale}{FORMATS[format]}"
+        path, said = session.downloadable(result, name), []
         try:
-            if session.download != path:
-                session.forget_download()
+            if path is None:
                 yield {page.link: "", page.notes: text.progress(f"Writing {format}")}
-                with warnings.catch_warnings(record=True) as caught:
-                    warnings.simplefilter("always", UserWarning)
-                    write_picture(result, path, replace=True)
-                session.download = path
-                notes = [str(entry.message) for entry in caught]
-            else:
-                notes = []
-            said = "; ".join([f"{path.name}, {text.amount(path.stat().st_size)}", *notes])
-            address = f"download/{session.token}/{quote(path.name)}"
-            yield {page.link: address, page.notes: text.note(said)}
+                path = session.new_download(name)
+                try:
+                    with notes.said() as said:
+                        write_picture(result, path, replace=True)
+                except BaseException:
+                    session.drop_download(path)
+                    raise
+                if not session.keep_download(path, result):
+                    changed = "The result has changed; press Download again."
+                    yield {page.link: "", page.notes: text.note(changed)}
+                    return
+            size = path.stat().st_size
+            line = "; ".join([f"{name}, {text.amount(size)}", *said])
+            address = f"download/{session.token}/{quote(name)}"
+            yield {page.link: address, page.notes: text.note(line)}
         except Exception as error:
             yield {page.link: "", page.notes: text.failure(text.explain(error))}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import gradio as gr
 
@@ -11,6 +10,7 @@ from . import style
 from .engine import Engine
 from .handlers import EXAMPLE, FORMATS, Handlers
 from .session import VIEWS, Sessions
+from .uploads import Uploads
 
 _DOWNLOAD = """(address) => {
   if (!address) return;
@@ -57,13 +57,13 @@ class Page:
         ]
 
 
-def build(engine: Engine, sessions: Sessions, uploads: Path) -> gr.Blocks:
+def build(engine: Engine, sessions: Sessions, uploads: Uploads) -> gr.Blocks:
     """Return the page.
 
     Args:
         engine: what computes.
         sessions: the open tabs.
-        uploads: folder in which Gradio puts uploaded files.
+        uploads: the uploaded files.
     """
     with gr.Blocks(title="DASR", analytics_enabled=False, fill_width=True) as blocks:
         page = _layout(engine)

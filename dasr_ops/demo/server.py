@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.util
+import importlib.metadata
+import ipaddress
 import os
+import re
 import socket
 import tempfile
 import threading
 import webbrowser
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .engine import LARGEST_FILE, Engine
 from .session import Sessions
+from .uploads import Uploads
 
 if TYPE_CHECKING:
     from dasr_ops.models import DASR
@@ -25,16 +28,7 @@ _PORTS_TRIED = 100
 
 _TAKEN = (errno.EADDRINUSE, errno.EACCES)
 
-# Everything comes from this server; data: and blob: are made by the page itself.
-_HEADERS = (
-    (
-        b"content-security-policy",
-        b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
-        b"frame-ancestors 'self'; form-action 'self'; base-uri 'self'",
-    ),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-content-type-options", b"nosniff"),
-)
+_OLDEST_GRADIO = (6, 19)
 
 
 class ServerError(RuntimeError):
@@ -42,9 +36,18 @@ class ServerError(RuntimeError):
 
 
 def check_gradio() -> None:
-    """Raise ServerError if Gradio is missing."""
-    if importlib.util.find_spec("gradio") is None:
-        raise ServerError("Gradio is missing: pip install 'dasr-ops[demo]'")
+    """Raise ServerError if Gradio is missing or too old."""
+    try:
+        found = importlib.metadata.version("gradio")
+    except importlib.metadata.PackageNotFoundError:
+        raise ServerError("Gradio is missing: pip install 'dasr-ops[demo]'") from None
+    numbers = re.match(r"(\d+)\.(\d+)", found)
+    if numbers is None or tuple(map(int, numbers.groups())) < _OLDEST_GRADIO:
+        oldest = ".".join(map(str, _OLDEST_GRADIO))
+        raise ServerError(
+            f"Gradio {oldest} or later is needed, got {found}: "
+            "pip install --upgrade 'dasr-ops[demo]'"
+        )
 
 
 def listen(host: str, port: int | None) -> socket.socket:
@@ -100,38 +103,63 @@ def serve(
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed; everything is closed and removed.
-        ServerError: there is no Gradio, or the address cannot be used.
-        ValueError, RuntimeError: ``device`` or ``tile`` are not usable.
+        ServerError: there is no Gradio, or the address or ``device`` cannot be used.
+        ValueError: ``tile`` cannot be used.
+        OSError: the folder for the pictures cannot be made.
     """
     check_gradio()
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(host, port))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dasr-demo-")))
-        engine = Engine(models, device=device, tile=tile)
+        engine = _engine(models, device, tile)
         stack.callback(engine.worker.close)
-        sessions = Sessions(folder / "gradio" / "sessions")
+        sessions = Sessions(folder / "sessions")
         stack.callback(sessions.close_all)
-        app = application(engine, sessions, folder / "gradio")
-        address = _address(host, listener.getsockname()[1])
+        uploads = Uploads(folder / "uploads")
+        stack.enter_context(uploads.swept())
+        own, number = listener.getsockname()[:2]
+        private = ipaddress.ip_address(own).is_loopback
+        app = application(engine, sessions, uploads, own_names(host) if private else None)
+        address = _address(host, number)
         print(f"{address}  (Ctrl-C ends it)", flush=True)
-        if host not in ("127.0.0.1", "localhost", "::1"):
+        if not private:
             print("Everybody who reaches this computer over the network can use the page.")
         if open_browser:
             threading.Timer(0.5, webbrowser.open, (address,)).start()
         _run(app, listener)
 
 
-def application(engine: Engine, sessions: Sessions, files: Path) -> Any:
+def _engine(models: Mapping[str, DASR], device: str | None, tile: int | str) -> Engine:
+    try:
+        return Engine(models, device=device, tile=tile)
+    except (RuntimeError, AssertionError) as error:  # what PyTorch raises for odd devices
+        if device is None:
+            raise
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ServerError(f"--device {device}: {line}") from None
+
+
+def own_names(host: str) -> set[str]:
+    """Return what a page that only this computer reaches, by ``host``, may be asked for as."""
+    name = f"[{host}]" if ":" in host else host
+    return {"127.0.0.1", "localhost", "[::1]", name.lower()}
+
+
+def application(
+    engine: Engine, sessions: Sessions, uploads: Uploads, hosts: Collection[str] | None = None
+) -> Any:
     """Return the FastAPI application.
 
     Args:
         engine: what computes.
-        sessions: the open tabs; their files are in ``files``.
-        files: folder for uploaded files and what is shown; nothing is written elsewhere.
+        sessions: the open tabs.
+        uploads: the uploaded files. Nothing is written but there and in the folders of the tabs.
+        hosts: names under which alone the page is there, see `guards.OwnHost`; None for any.
     """
-    files.mkdir(parents=True, exist_ok=True)
-    # Gradio reads these when it is imported or when a page is made.
-    os.environ["GRADIO_TEMP_DIR"] = str(files)
+    # Gradio reads these when it is imported or when a page is made. It serves all that is in the
+    # folder of uploads, and in that of examples, of which there are none.
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)
+    os.environ["GRADIO_EXAMPLES_CACHE"] = str(uploads.folder / "examples")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_RUN_HISTORY"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -141,7 +169,7 @@ def application(engine: Engine, sessions: Sessions, files: Path) -> Any:
     from fastapi import FastAPI
     from fastapi.responses import FileResponse, PlainTextResponse
 
-    from . import page, style
+    from . import guards, page, style
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -152,10 +180,14 @@ def application(engine: Engine, sessions: Sessions, files: Path) -> Any:
             return PlainTextResponse("This result is gone; make it again.", status_code=404)
         return FileResponse(path, filename=path.name)
 
-    app.add_middleware(_Headers)
+    app.add_middleware(guards.UploadLimit, uploads=uploads)
+    if hosts is not None:
+        app.add_middleware(guards.OwnHost, hosts=hosts)
+    app.add_middleware(guards.Headers)
+    gr.set_static_paths(sessions.shown)  # served from where they are, instead of as copies
     return gr.mount_gradio_app(
         app,
-        page.build(engine, sessions, files),
+        page.build(engine, sessions, uploads),
         path="/",
         footer_links=[],
         show_error=True,
@@ -165,21 +197,6 @@ def application(engine: Engine, sessions: Sessions, files: Path) -> Any:
         theme=style.theme(),
         css=style.CSS,
     )
-
-
-class _Headers:
-    """Adds headers to every answer, which forbid the browser to ask other hosts."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def with_headers(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *_HEADERS]
-            await send(message)
-
-        await self._app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 
 def _run(app: Any, listener: socket.socket) -> None:

@@ -7,7 +7,7 @@ import shutil
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -35,7 +35,17 @@ MOST_SESSIONS = 8
 VIEWS = ("Whole picture", "Detail")
 
 _KEPT_FILES = 4
+_KEPT_NAMES = 1000  # of tabs that were forgotten
 _NOWHERE = Box(0, 0, 1, 1)
+
+
+class Work(NamedTuple):
+    """A task, and the picture that was open when it was made."""
+
+    task: Task
+    picture: Picture
+    predictions: dict[str, Tensor]
+    """v [1, 33] of this picture by the name of the weights."""
 
 
 @dataclass
@@ -43,7 +53,8 @@ class Session:
     """The picture of one tab, and what is known about it.
 
     Attributes:
-        folder: for the files that the browser asks for.
+        folder: for the files that the browser shows.
+        results: for the files that are downloaded.
         name: of the picture, without folder and suffix.
         picture: the input; None before the first one.
         image: the input in 8 bits, to be shown.
@@ -54,10 +65,12 @@ class Session:
         result: the last whole result, what it was made with, and how many seconds that took.
         detail_result: the last detail alone, where it is, and what it was made with.
         download: the file that was made of the result.
+        forgotten: whether the tab's picture was given up in favour of other tabs.
         token: names the tab in addresses, and cannot be guessed.
     """
 
     folder: Path
+    results: Path
     name: str = ""
     picture: Picture | None = None
     image: Image.Image | None = None
@@ -68,6 +81,7 @@ class Session:
     result: tuple[Picture, Settings, float] | None = None
     detail_result: tuple[Picture, Box, Settings] | None = None
     download: Path | None = None
+    forgotten: bool = False
 
     def __post_init__(self) -> None:
         self.token = secrets.token_urlsafe(16)
@@ -77,6 +91,7 @@ class Session:
         self._shown: list[Path] = []
         self._before: tuple[Any, Path] | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.results.mkdir(parents=True, exist_ok=True)
 
     @property
     def large(self) -> bool:
@@ -89,27 +104,50 @@ class Session:
         """Whether the whole result is what was asked for last."""
         return self.result is not None and self.result[1] == self.wanted
 
-    def new_task(self, kind: str) -> Task:
-        """Return a new task, which takes the place of the last one of its kind."""
-        task: Task = Task()
-        with self._lock:
-            self.cancel(kind)
-            self._tasks[kind] = task
-        return task
+    def ask(self, settings: Settings) -> Work | None:
+        """Note what is wanted from now on, call off what runs, and return work to begin with.
 
-    def ask(self, settings: Settings) -> Task:
-        """Note what is wanted from now on, call off what runs, and return a task to begin with."""
+        None if there is no picture.
+        """
         with self._lock:
+            if self.picture is None:
+                return None
             self.wanted = settings
             self.cancel("whole")
-            return self.new_task("quick")
+            return self._work("quick")
 
-    def go_on(self, settings: Settings) -> Task | None:
-        """Return a task for the whole picture; None if it is there, or no longer wanted."""
+    def next(self, work: Work) -> Work:
+        """Return another piece of the same work, to follow the one that is done.
+
+        Raises:
+            Cancelled: it was called off.
+        """
+        with self._lock:
+            work.task.check()
+            return self._work("quick")
+
+    def go_on(self, settings: Settings) -> Work | None:
+        """Return work on the whole picture; None if it is there, or no longer wanted."""
         with self._lock:
             if self.picture is None or self.wanted != settings or self.current:
                 return None
-            return self.new_task("whole")
+            return self._work("whole")
+
+    def give_up(self, work: Work) -> bool:
+        """Want nothing more after an error; False if what is wanted has changed already."""
+        with self._lock:
+            if work.task not in self._tasks.values():
+                return False
+            self.wanted = None
+            return True
+
+    def _work(self, kind: str) -> Work:
+        """Return new work, which takes the place of the last of its kind."""
+        assert self.picture is not None
+        self.cancel(kind)
+        task: Task = Task()
+        self._tasks[kind] = task
+        return Work(task, self.picture, self.predictions)
 
     def cancel(self, kind: str) -> None:
         """Call off the task of this kind, if there is one."""
@@ -123,6 +161,7 @@ class Session:
         image = shown(picture)
         with self._lock:
             self.clear()
+            self.forgotten = False
             self.picture, self.image, self.name = picture, image, name
             self.detail = detail_around(busiest_point(image), picture.size)
             self.view = VIEWS[self.large]
@@ -143,9 +182,41 @@ class Session:
 
     def forget_download(self) -> None:
         """Remove the file made for downloading."""
-        if self.download is not None:
-            self.download.unlink(missing_ok=True)
-            self.download = None
+        with self._lock:
+            if self.download is not None:
+                self.drop_download(self.download)
+                self.download = None
+
+    def drop_download(self, path: Path) -> None:
+        """Remove a file that `new_download` has named."""
+        shutil.rmtree(path.parent, ignore_errors=True)
+
+    def downloadable(self, result: Picture, name: str) -> Path | None:
+        """Return the file of this name that was made of ``result`` before, if there is one."""
+        with self._lock:
+            if self.result is None or self.result[0] is not result or self.download is None:
+                return None
+            return self.download if self.download.name == name else None
+
+    def new_download(self, name: str) -> Path:
+        """Return a file to write to, in a folder of its own.
+
+        Raises:
+            OSError: the tab was closed, or the folder cannot be made.
+        """
+        folder = self.results / secrets.token_hex(8)
+        folder.mkdir()
+        return folder / name
+
+    def keep_download(self, path: Path, result: Picture) -> bool:
+        """Offer a file made of ``result``, or remove it if that is no longer the result."""
+        with self._lock:
+            if self.result is None or self.result[0] is not result:
+                self.drop_download(path)
+                return False
+            self.forget_download()
+            self.download = path
+            return True
 
     def keep(self, task: Task, result: Picture, settings: Settings, seconds: float) -> None:
         """Remember the result of the whole picture, unless ``task`` was called off."""
@@ -153,6 +224,12 @@ class Session:
             task.check()
             self.result = result, settings, seconds
             self.forget_download()
+
+    def keep_detail(self, task: Task, result: Picture, box: Box, settings: Settings) -> None:
+        """Remember the result of a detail, unless ``task`` was called off."""
+        with self._lock:
+            task.check()
+            self.detail_result = result, box, settings
 
     def pair(self) -> tuple[Path, Path] | None:
         """Write input and result as files, of the view that is looked at.
@@ -208,6 +285,7 @@ class Session:
         """Forget everything, files included."""
         self.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.results, ignore_errors=True)
 
     def _pair(self, after: Image.Image, box: Box | None, key: Any) -> tuple[Path, Path]:
         assert self.image is not None
@@ -240,28 +318,40 @@ class Sessions:
     """The tabs that are open, by the name that Gradio gives them.
 
     Args:
-        folder: for their files.
+        folder: for their files: ``shown`` in it for those that pages show, ``results`` for those
+            that are downloaded. Below them each tab has a folder whose name cannot be guessed.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.shown = folder / "shown"
+        self._results = folder / "results"
         self._sessions: dict[str, Session] = {}
+        self._forgotten: dict[str, None] = {}
         self._lock = threading.Lock()
-        self._counter = 0
 
     def get(self, name: str) -> Session:
         """Return the session of a tab, a new one if it is not known."""
-        forgotten = []
+        old = []
         with self._lock:
             session = self._sessions.pop(name, None)
             if session is None:
-                self._counter += 1
-                session = Session(self._folder / f"tab-{self._counter}")
+                session = Session(
+                    self.shown / secrets.token_urlsafe(16),
+                    self._results / secrets.token_urlsafe(16),
+                    forgotten=name in self._forgotten,
+                )
+                self._forgotten.pop(name, None)
             self._sessions[name] = session  # the last is the one used last
             while len(self._sessions) > MOST_SESSIONS:
-                forgotten.append(self._sessions.pop(next(iter(self._sessions))))
-        for old in forgotten:
-            old.close()
+                oldest = next(iter(self._sessions))
+                old.append(self._sessions.pop(oldest))
+                if old[-1].picture is not None:
+                    self._forgotten[oldest] = None
+                    old[-1].forgotten = True
+            while len(self._forgotten) > _KEPT_NAMES:
+                self._forgotten.pop(next(iter(self._forgotten)))
+        for session_ in old:
+            session_.close()
         return session
 
     def download(self, token: str) -> Path | None:
@@ -276,6 +366,7 @@ class Sessions:
         """Forget a tab."""
         with self._lock:
             session = self._sessions.pop(name, None)
+            self._forgotten.pop(name, None)
         if session is not None:
             session.close()
 

@@ -111,3 +111,4 @@ def _list(rows: Iterable[tuple[str, str | None]], kind: str) -> str:
 
 
 FILE_TOO_LARGE = f"This file is larger than {LARGEST_FILE // 2**20} MB."
+LEFT_ALONE = "This tab was idle for too long: drop the picture again."
