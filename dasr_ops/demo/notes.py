@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-
-_LOCK = threading.Lock()
+from collections.abc import Iterator
 
 
 @contextlib.contextmanager
@@ -17,25 +13,9 @@ def said() -> Iterator[list[str]]:
     Yields:
         A list, complete at the end, without repetitions.
     """
+    from dasr_ops.models.pictures import said_to
+
     notes: list[str] = []
-    with _said_to(notes.append):
+    with said_to(notes.append):
         yield notes
     notes[:] = dict.fromkeys(notes)
-
-
-def _said_to(say: Callable[[str], None]) -> contextlib.AbstractContextManager[object]:
-    try:
-        from dasr_ops.models.pictures import said_to
-    except ImportError:
-        return _warnings_to(say)
-    return said_to(say)
-
-
-@contextlib.contextmanager
-def _warnings_to(say: Callable[[str], None]) -> Iterator[None]:
-    # Filters of warnings belong to the process: one thread at a time.
-    with _LOCK, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        yield
-    for entry in caught:
-        say(str(entry.message))
