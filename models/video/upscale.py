@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from .mux import check_result, write_result
 from .options import VideoOptions
 from .plan import VideoPlan, make_plan
 from .probe import Source, read_source
-from .reader import SourceFrame, check_source, count_frames, read_frames
+from .reader import SourceFrame, check_source, read_frames, survey
 from .segments import EncodedFrame, EndOfSegment, SegmentEncoder
 from .settings import describe_settings
 from .smoothing import DegradationTrack
@@ -87,8 +88,9 @@ def upscale_video(
             v into the one to use.
         options: see `VideoOptions`.
         replace: whether an existing target is replaced.
-        progress: called with the number of frames done and their total, after each frame, and
-            at the start if there are any; the total is None if not known.
+        progress: called with the number of frames done and their total, after each frame, at the
+            start if there are any, and again and again with the same numbers where work goes on
+            without new frames; the total is None if not known. What it raises ends the work.
 
     Raises:
         VideoError: the source cannot be read, an encoder is missing or refuses, or the target
@@ -123,7 +125,10 @@ def upscale_video(
             notes.say()
             finished = work.segments()
             resumed = sum(len(segment.pts) for segment in finished)
-            total = count_frames(facts, notes.add) or None
+            beat = _beat(progress, resumed, None)
+            found = survey(facts, notes.add, beat)
+            facts = changed(facts, restarts=found.restarts)
+            total = found.frames or None
             if total is not None and options.max_frames is not None:
                 total = min(total, options.max_frames)
             run = _Run(facts, plan, upscaler, degradation, options, work, notes)
@@ -133,6 +138,7 @@ def upscale_video(
             _finish(
                 *(target, container, facts, plan, work, segments, copied, options, replace),
                 notes.add,
+                _beat(progress, sum(len(segment.pts) for segment in segments), total),
             )
             work.remove()
     except OSError as error:
@@ -142,6 +148,16 @@ def upscale_video(
     finally:
         notes.say()
     return _summary(plan, segments, resumed, run.cuts)
+
+
+def _beat(progress: Progress | None, done: int, total: int | None) -> Callable[[], None]:
+    """Return what says again how far the work is, so that ``progress`` can end it."""
+
+    def beat() -> None:
+        if progress is not None:
+            progress(done, total)
+
+    return beat
 
 
 class _Notes:
@@ -202,13 +218,17 @@ class _Run:
         """Enlarge all frames from number ``done`` on."""
         if done and progress is not None:
             progress(done, total)
-        decoded: Iterator[SourceFrame] = prefetch(
+        decoded: Iterator[SourceFrame | None] = prefetch(
             read_frames(self.source, done, self.options.max_frames, self.notes.add), AHEAD
         )
         try:
             with closing(decoded), Behind(self.encoder, AHEAD) as encoder:  # type: ignore[type-var]
                 begun = 0
                 for frame in decoded:
+                    if frame is None:  # dropped
+                        if progress is not None:
+                            progress(done, total)
+                        continue
                     encoder.put(EncodedFrame(self.enlarge(frame), frame.pts, frame.duration))
                     done += 1
                     begun += 1
@@ -284,6 +304,7 @@ def _finish(
     options: VideoOptions,
     replace: bool,
     warn: Callable[[str], None],
+    beat: Callable[[], None],
 ) -> None:
     """Put the file together, compare its frames with the source's, and move it into place."""
     import av
@@ -293,8 +314,9 @@ def _finish(
         write_result(
             *(result, container, source, plan, work, segments, copied),
             cut=options.max_frames is not None,
+            beat=beat,
         )
-        check_result(result, plan, source, segments, warn)
+        check_result(result, plan, source, segments, warn, beat)
         with atomic_path(target, replace=replace) as temporary:
             result.replace(temporary)
     except av.error.FFmpegError as error:
