@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from types import SimpleNamespace
@@ -13,10 +14,12 @@ pytest.importorskip("av", reason="PyAV is not installed")
 
 import av
 
-from dasr_ops.models.video import VideoOptions, VideoWarning, upscale_video
+from dasr_ops.models.video import VideoOptions, VideoWarning, encoders, upscale_video
+from dasr_ops.models.video.plan import make_plan
+from dasr_ops.models.video.probe import read_source
 from dasr_ops.models.video.timeline import RestartFinder
 
-from .video_tools import Nearest, make_clip, packets, times
+from .video_tools import SIZE, Nearest, gray_frame, make_clip, packets, times
 
 FAST = VideoOptions(preset="ultrafast", segment_frames=20)
 
@@ -123,3 +126,33 @@ def test_stays_still_for_long(tmp_path, quiet):
     assert upscale_video(source, target, Nearest(), options=FAST).frames == 20
     found = times(target)
     assert float(found[10] - found[9]) == pytest.approx(12 - 9 * 0.04, abs=0.002)
+
+
+def test_reordered_frames_in_avi(tmp_path, quiet):
+    """AVI has no time stamps but the order of packets, which is not that of the pictures."""
+    source, target = tmp_path / "in.avi", tmp_path / "out.mp4"
+    with av.open(str(source), "w") as output:
+        stream = output.add_stream("libx264", rate=25, options={"bf": "2", "b-adapt": "0"})
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+        for number in range(30):
+            output.mux(stream.encode(gray_frame(number)))
+        output.mux(stream.encode(None))
+    with av.open(str(source)) as container:
+        guessed = [frame.pts for frame in container.decode(video=0)]
+    assert guessed != sorted(guessed)
+    assert upscale_video(source, target, Nearest(), options=FAST).frames == 30
+    assert times(target) == [Fraction(number, 25) for number in range(30)]
+
+
+def test_rate_that_no_encoder_takes(tmp_path, quiet):
+    """Times in milliseconds without a rate: FFmpeg guesses 1000 frames per second."""
+    if "libsvtav1" not in encoders():
+        pytest.skip("this PyAV has no libsvtav1")
+    source = tmp_path / "in.mkv"
+    pts = [12800 * value // 1000 for value in (0, 1, 2, 3, 43, 81, 125, 126)]
+    make_clip(source, pts=pts, size=(64, 64), options={"bf": "0"})
+    facts = replace(read_source(source), rate=Fraction(1000))
+    options = VideoOptions(codec="libsvtav1", preset="10")
+    for declared, duration, rate in ((0, None, 60), (50, 2.0, 25), (5000, 2.0, 60)):
+        facts = replace(facts, declared_frames=declared, duration=duration)
+        assert make_plan(facts, (256, 256), options, "matroska").rate == rate

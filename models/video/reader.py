@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -137,8 +138,14 @@ def read_frames(
             f"the file should have {source.declared_frames} frames, {number} could be decoded: "
             "it is cut off"
         )
+    damaged = max(decoder.damaged_packets, decoder.damaged_frames)
+    if damaged and not decoder.failures:
+        warn(f"{damaged} of {number} frames are damaged in the source: the result shows it")
     if clock.mended:
         warn(f"{clock.mended} frames have no time stamp, or one out of order: mended")
+
+
+_MOST_REORDERED = 16  # by H.264 and H.265
 
 
 class _Decoder:
@@ -148,7 +155,13 @@ class _Decoder:
         self.source = source
         self.failures = 0
         self.discarded = 0
+        self.damaged_packets = 0
+        self.damaged_frames = 0
         self.reason = ""
+        self._packets = 0
+        # AVI knows no order of frames but that of its packets. FFmpeg's guesses are out of order.
+        unordered = source.format == "avi" and source.codec in ("h264", "hevc")
+        self._ticks: list[int] | None = [] if unordered else None
 
     def __iter__(self) -> Iterator[Any]:
         import av
@@ -168,8 +181,8 @@ class _Decoder:
                         packet = None  # the end
                     else:
                         continue  # a dropped frame
-                if packet is not None and packet.is_discard:
-                    self.discarded += 1
+                if packet is not None:
+                    self._look_at(packet)
                 try:
                     frames = stream.decode(packet)
                 except av.error.EOFError:
@@ -177,9 +190,33 @@ class _Decoder:
                 except av.error.FFmpegError as error:
                     self._note(error)
                     frames = []
-                yield from frames
+                    if self._ticks and packet is not None and packet.dts in self._ticks:
+                        self._ticks.remove(packet.dts)
+                        heapq.heapify(self._ticks)
+                for frame in frames:
+                    self.damaged_frames += frame.is_corrupt
+                    self._order(frame)
+                    yield frame
                 if packet is None:
                     return
+
+    def _look_at(self, packet: Any) -> None:
+        self.discarded += packet.is_discard
+        # Where files were put one behind the other, counters of packets start anew as well.
+        seam = any(abs(restart.packet - self._packets) < 4 for restart in self.source.restarts)
+        self.damaged_packets += packet.is_corrupt and not seam
+        self._packets += 1
+        if self._ticks is not None and packet.dts is not None:
+            heapq.heappush(self._ticks, packet.dts)
+
+    def _order(self, frame: Any) -> None:
+        ticks = self._ticks
+        if not ticks:
+            return
+        if frame.pts is not None:  # packets that gave no frame
+            while len(ticks) > 1 and ticks[0] < frame.pts - 1 - _MOST_REORDERED:
+                heapq.heappop(ticks)
+        frame.pts = heapq.heappop(ticks)
 
     def _note(self, error: BaseException) -> None:
         self.failures += 1
