@@ -140,21 +140,21 @@ def test_damage_that_the_decoder_conceals(tmp_path):
     """Bits of pictures are wrong in a file that is whole."""
     whole = make_clip(
         tmp_path / "whole.mp4",
-        40,
-        size=(320, 240),
+        20,
+        size=(160, 128),
         options={"g": "100", "bf": "0", "crf": "10"},
-        make=lambda number: gray_frame(number, (320, 240)),
+        make=lambda number: gray_frame(number, (160, 128)),
     )
     content = bytearray(whole.read_bytes())
     with av.open(str(whole)) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
-        hit = [(packet.pos, packet.size) for packet in packets[5:30:5]]
+        hit = [(packet.pos, packet.size) for packet in packets[5:15:5]]
     for position, size in hit:
         for at in range(position + size // 3, position + size - 1, 7):
             content[at] ^= 0x5A
     source = tmp_path / "in.mp4"
     source.write_bytes(content)
-    with pytest.warns(VideoWarning, match=r"damaged in the source|are broken"):
+    with pytest.warns(VideoWarning, match=r"of \d+ frames are damaged in the source"):
         summary = upscale_video(source, tmp_path / "out.mkv", Nearest(), options=FAST)
     assert summary.frames == len(times(tmp_path / "out.mkv"))
 

@@ -139,7 +139,7 @@ def read_frames(
             "it is cut off"
         )
     damaged = max(decoder.damaged_packets, decoder.damaged_frames)
-    if damaged and not decoder.failures:
+    if damaged:
         warn(f"{damaged} of {number} frames are damaged in the source: the result shows it")
     if clock.mended:
         warn(f"{clock.mended} frames have no time stamp, or one out of order: mended")
