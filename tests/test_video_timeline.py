@@ -156,3 +156,23 @@ def test_rate_that_no_encoder_takes(tmp_path, quiet):
     for declared, duration, rate in ((0, None, 60), (50, 2.0, 25), (5000, 2.0, 60)):
         facts = replace(facts, declared_frames=declared, duration=duration)
         assert make_plan(facts, (256, 256), options, "matroska").rate == rate
+
+
+def test_clocks_that_jump_ahead_and_back(tmp_path, quiet):
+    """Clips whose clocks begin at 0, 1000 and 5 seconds."""
+    content = b""
+    for start in (0, 1000, 5):
+        options = {"output_ts_offset": str(start)}
+        clip = tmp_path / f"{start}.ts"
+        make_clip(clip, 60, size=(64, 48), audio=("eng",), container_options=options)
+        assert start <= times(clip)[0] < start + 2
+        content += clip.read_bytes()
+    source, target = tmp_path / "in.ts", tmp_path / "out.mp4"
+    source.write_bytes(content)
+    assert upscale_video(source, target, Nearest(), options=FAST).frames == 180
+    found = times(target)
+    for number, time in enumerate(found):
+        assert abs(time - found[0] - Fraction(number, 25)) <= Fraction(1, 1000)
+    sound = sound_times(target)
+    assert all(Fraction(0) < b - a < Fraction(1, 8) for a, b in pairwise(sound))
+    assert abs(sound[-1] - found[-1]) < Fraction(1, 8)

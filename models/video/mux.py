@@ -189,7 +189,8 @@ def _copied_packets(
             continue
         dts += offset
         # Where equal times are refused, by a step that the target's time base shows.
-        step = math.ceil(Fraction(targets[index].time_base or 1) / time_base) if strict else 0
+        tick = targets[index].time_base or time_base
+        step = math.ceil(Fraction(tick) / time_base) if strict else 0
         if index in last and dts < last[index] + step:
             dts = last[index] + step
         last[index] = dts
