@@ -21,7 +21,7 @@ from dasr_ops.models.video import (
     probe,
     target_suffix,
     upscale_video,
-    work_path,
+    work_paths,
 )
 
 from .video_tools import Nearest, gray_frame, make_clip, times
@@ -136,6 +136,50 @@ def test_broken_in_the_middle(tmp_path):
     assert all(entry.category is VideoWarning for entry in caught)
 
 
+def test_damage_that_the_decoder_conceals(tmp_path):
+    """Bits of pictures are wrong in a file that is whole."""
+    whole = make_clip(
+        tmp_path / "whole.mp4",
+        20,
+        size=(160, 128),
+        options={"g": "100", "bf": "0", "crf": "10"},
+        make=lambda number: gray_frame(number, (160, 128)),
+    )
+    content = bytearray(whole.read_bytes())
+    with av.open(str(whole)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        hit = [(packet.pos, packet.size) for packet in packets[5:15:5]]
+    for position, size in hit:
+        for at in range(position + size // 3, position + size - 1, 7):
+            content[at] ^= 0x5A
+    source = tmp_path / "in.mp4"
+    source.write_bytes(content)
+    with pytest.warns(VideoWarning, match=r"of \d+ frames are damaged in the source"):
+        summary = upscale_video(source, tmp_path / "out.mkv", Nearest(), options=FAST)
+    assert summary.frames == len(times(tmp_path / "out.mkv"))
+
+
+def test_opacity_beside_the_pictures_is_said(tmp_path):
+    """VP9 with opacity: the usual decoder gives the colours alone."""
+    if "libvpx-vp9" not in encoders():
+        pytest.skip("this PyAV has no libvpx-vp9")
+    source = tmp_path / "in.webm"
+
+    def frame(number: int):
+        return gray_frame(number).reformat(format="yuva420p")
+
+    make_clip(source, 4, codec="libvpx-vp9", pixel_format="yuva420p", make=frame)
+    with av.open(str(source)) as container:
+        tags = {key.lower() for key in container.streams.video[0].metadata}
+    assert "alpha_mode" in tags
+    target = tmp_path / "out.mkv"
+    with pytest.warns(VideoWarning, match="opacity is left out"):
+        upscale_video(source, target, Nearest(), options=FAST)
+    with av.open(str(target)) as container:
+        tags = {key.lower() for key in container.streams.video[0].metadata}
+    assert "alpha_mode" not in tags
+
+
 def test_size_that_changes_on_the_way(tmp_path):
     """Two raw streams one behind the other."""
     a = make_clip(tmp_path / "a.h264", 6, options={"bf": "0"})
@@ -189,7 +233,7 @@ def test_wrong_result_of_an_upscaler(tmp_path):
     source = make_clip(tmp_path / "in.mp4", 2)
     with pytest.raises(VideoError, match=r"upscaler: expected a result \[1, 3, 48, 64\]"):
         upscale_video(source, tmp_path / "out.mp4", Wrong(), options=FAST)
-    assert not work_path(tmp_path / "out.mp4").exists()
+    assert work_paths(tmp_path / "out.mp4") == []
 
 
 def test_errors_of_the_network_pass(tmp_path):
@@ -200,7 +244,7 @@ def test_errors_of_the_network_pass(tmp_path):
     source = make_clip(tmp_path / "in.mp4", 2)
     with pytest.raises(RuntimeError, match="NaN"):
         upscale_video(source, tmp_path / "out.mp4", Failing(), options=FAST)
-    assert not work_path(tmp_path / "out.mp4").exists()
+    assert work_paths(tmp_path / "out.mp4") == []
 
 
 def test_missing_pyav(tmp_path, monkeypatch):

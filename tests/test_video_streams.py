@@ -19,7 +19,7 @@ from dasr_ops.models.video import (
     encoders,
     probe,
     upscale_video,
-    work_path,
+    work_paths,
 )
 from dasr_ops.models.video.mux import decode_times
 
@@ -38,7 +38,7 @@ def quiet():
 
 def run(source, target, options=FAST, **kwargs):
     summary = upscale_video(source, target, Plain(), options=options, **kwargs)
-    assert not work_path(target).exists()
+    assert work_paths(target) == []
     assert [path.name for path in target.parent.glob(".*")] == []
     return summary
 

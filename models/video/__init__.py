@@ -7,7 +7,7 @@ from .errors import VideoError, VideoWarning
 from .options import VideoOptions
 from .probe import VIDEO_SUFFIXES, VideoProbe, probe
 from .upscale import VideoSummary, upscale_video
-from .work import work_path
+from .work import work_paths
 
 __all__ = [
     "CONTAINERS",
@@ -21,5 +21,5 @@ __all__ = [
     "probe",
     "target_suffix",
     "upscale_video",
-    "work_path",
+    "work_paths",
 ]

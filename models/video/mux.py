@@ -14,8 +14,9 @@ from .errors import VideoError, import_av
 from .packets import read_packets
 from .plan import VideoPlan
 from .probe import Source, is_cover, main_video, open_input, read_source
-from .reader import Warn
+from .reader import BEAT, Beat, Warn
 from .streams import add_copy, add_video, container_tags, open_output, read_covers
+from .timeline import demux
 from .work import Segment, WorkFolder
 
 _PREROLL = 0.1  # seconds
@@ -30,6 +31,7 @@ def write_result(
     segments: Sequence[Segment],
     copied: Sequence[int],
     cut: bool,
+    beat: Beat = lambda: None,
 ) -> None:
     """Write the finished file.
 
@@ -42,6 +44,7 @@ def write_result(
         segments: all of them.
         copied: indices of the streams of the source that are copied.
         cut: whether the video is only the beginning of that of the source; so are then the others.
+        beat: called every `BEAT` packets; what it raises ends the work.
 
     Raises:
         VideoError: segments do not belong together.
@@ -76,10 +79,12 @@ def write_result(
         packets = heapq.merge(
             _video_packets(video, source, plan, work, segments, pts, last),
             _covers(targets, covers),
-            _copied_packets(input_, targets, source.shift, end, container),
+            _copied_packets(input_, targets, source, end, container),
             key=lambda pair: pair[0],
         )
-        for _, packet in packets:
+        for number, (_, packet) in enumerate(packets, 1):
+            if number % BEAT == 0:
+                beat()
             output.mux_one(packet)
 
 
@@ -148,7 +153,7 @@ def _covers(targets: dict[int, Any], covers: dict[int, bytes]) -> Iterator[tuple
 def _copied_packets(
     container: Any,
     targets: dict[int, Any],
-    shift: Fraction,
+    source: Source,
     end: Fraction | None,
     format_name: str,
 ) -> Iterator[tuple[float, Any]]:
@@ -160,7 +165,7 @@ def _copied_packets(
         return
     strict = format_name in ("mp4", "mov")
     last: dict[int, int] = {}
-    packets = container.demux(wanted)
+    packets = demux(container, source, wanted)
     while True:
         try:
             packet = next(packets, None)
@@ -177,14 +182,17 @@ def _copied_packets(
             if shown_in > _PREROLL:
                 continue
         index, time_base = packet.stream_index, packet.time_base
-        offset = round(shift / time_base)
+        offset = round(source.shift / time_base)
         pts = packet.dts if packet.pts is None else packet.pts
         dts = packet.pts if packet.dts is None else packet.dts
         if end is not None and (pts + offset) * time_base >= end:
             continue
         dts += offset
-        if index in last and dts < last[index] + strict:
-            dts = last[index] + strict
+        # Where equal times are refused, by a step that the target's time base shows.
+        tick = targets[index].time_base or time_base
+        step = math.ceil(Fraction(tick) / time_base) if strict else 0
+        if index in last and dts < last[index] + step:
+            dts = last[index] + step
         last[index] = dts
         packet.dts, packet.pts = dts, max(pts + offset, dts)
         packet.stream = targets[index]
@@ -206,7 +214,12 @@ def _chapters(container: Any, shift: Fraction, end: Fraction | None) -> list[dic
 
 
 def check_result(
-    path: Path, plan: VideoPlan, source: Source, segments: Sequence[Segment], warn: Warn
+    path: Path,
+    plan: VideoPlan,
+    source: Source,
+    segments: Sequence[Segment],
+    warn: Warn,
+    beat: Beat = lambda: None,
 ) -> None:
     """Compare the frames of a finished file with those that were decoded.
 
@@ -219,11 +232,13 @@ def check_result(
     with open_input(path) as container:
         stream = main_video(container)
         time_base = Fraction(stream.time_base)
-        found = sorted(
-            packet.pts
-            for packet in container.demux(stream)
-            if packet.size and packet.pts is not None
-        )
+        found = []
+        for packet in container.demux(stream):
+            if packet.size and packet.pts is not None:
+                found.append(packet.pts)
+                if len(found) % BEAT == 0:
+                    beat()
+        found.sort()
     if len(found) != len(wanted):
         raise VideoError(f"{len(found)} of {len(wanted)} frames were written")
     shift = source.shift

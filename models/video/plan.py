@@ -16,6 +16,9 @@ from .probe import Source
 _LIMITED_ONLY = ("prores_ks", "prores", "prores_aw", "dnxhd")
 """Encoders of formats that cannot say that samples use their full range."""
 
+_FASTEST = 240
+"""Frames per second that all encoders accept."""
+
 
 @dataclass(frozen=True)
 class VideoPlan:
@@ -71,7 +74,7 @@ def make_plan(
         size=(width, height),
         cropped=(full_size[0] - width, full_size[1] - height),
         time_base=source.time_base,
-        rate=source.rate or Fraction(25),
+        rate=_planned_rate(source),
         aspect=source.aspect or None,
         # Enlarged, a small video would be taken for HD: its matrix is always named.
         colors=Colors(source.colors.matrix, full),
@@ -82,6 +85,19 @@ def make_plan(
     )
     open_encoder(plan)  # better now than after an hour
     return plan
+
+
+def _planned_rate(source: Source) -> Fraction:
+    """Return a rate that encoders accept; time stamps are exact whatever it is.
+
+    Of files with time stamps in milliseconds FFmpeg may guess 1000 frames per second.
+    """
+    rate = source.rate or Fraction(25)
+    if rate <= _FASTEST:
+        return rate
+    if source.declared_frames and source.duration:
+        rate = Fraction(source.declared_frames / source.duration).limit_denominator(1001)
+    return rate if 1 <= rate <= _FASTEST else Fraction(60)
 
 
 def open_encoder(plan: VideoPlan) -> Any:

@@ -83,6 +83,14 @@ class Source:
     """Seconds added to all time stamps of the file."""
     audio: int
     subtitles: int
+    format: str = ""
+    """FFmpeg's name of the container."""
+    restarting: bool = False
+    """Whether the clock of this kind of file may start anew."""
+    hidden_alpha: bool = False
+    """Whether opacity is kept beside the pictures, where no decoder looks."""
+    restarts: tuple[Any, ...] = ()
+    """Each a `timeline.Restart`, once `reader.survey` has found them."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -229,7 +237,15 @@ def read_source(path: Path) -> Source:
             shift=shift,
             audio=len(container.streams.audio),
             subtitles=len(container.streams.subtitles),
+            format=container.format.name,
+            restarting=bool(restarts),
+            hidden_alpha=_hides_alpha(stream) and not layout.alpha,
         )
+
+
+def _hides_alpha(stream: Any) -> bool:
+    tags = {key.lower(): value for key, value in stream.metadata.items()}
+    return tags.get("alpha_mode", "0") not in ("", "0")
 
 
 def _first_frame(container: Any, stream: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,8 +11,13 @@ import numpy as np
 from .errors import VideoError, reason
 from .frames import read_planes
 from .probe import Source, open_input
+from .timeline import Restart, RestartFinder, demux, is_flush
 
 Warn = Callable[[str], None]
+Beat = Callable[[], None]
+
+BEAT = 50
+"""Packets or frames between two signs of life, by which a caller can end the work."""
 
 
 class SourceFrame(NamedTuple):
@@ -26,22 +32,40 @@ class SourceFrame(NamedTuple):
     """In the same units; 0 if unknown."""
 
 
-def count_frames(source: Source, warn: Warn) -> int:
-    """Return how many frames the file holds, by reading but not decoding it, where it does not say.
+class Survey(NamedTuple):
+    """What is known only once a file was read."""
+
+    frames: int
+    """How many there are; 0 if unknown."""
+    restarts: tuple[Restart, ...]
+    """Where the clock starts anew."""
+
+
+def survey(source: Source, warn: Warn, beat: Beat = lambda: None) -> Survey:
+    """Read the file, without decoding it, where it does not say how many frames it holds.
 
     Files that say how long they are, but not how many frames they hold, end early if cut off;
     that is said by ``warn``.
+
+    Args:
+        source: the stream.
+        warn: called with what is wrong with the file.
+        beat: called every `BEAT` packets; what it raises ends the work.
     """
     import av
 
-    if source.declared_frames:
-        return source.declared_frames
+    if source.declared_frames and not source.restarting:
+        return Survey(source.declared_frames, ())
     count, end = 0, 0.0
+    finder = RestartFinder(source)
     with open_input(source.path) as container:
         start = (container.start_time or 0) / 1_000_000
         wanted = [stream for stream in container.streams if stream.type in ("video", "audio")]
         try:
-            for packet in container.demux(wanted):
+            for number, packet in enumerate(container.demux(wanted), 1):
+                if number % BEAT == 0:
+                    beat()
+                finder.add(packet)
                 if packet.size == 0:
                     continue
                 if packet.stream_index == source.index:
@@ -51,14 +75,17 @@ def count_frames(source: Source, warn: Warn) -> int:
         except (av.error.FFmpegError, OSError):
             pass  # decoding will say it
         whole = (container.duration or 0) / 1_000_000
-    if end - start < 0.98 * whole - 0.5:
+    restarts = tuple(finder.restarts)
+    if not restarts and end - start < 0.98 * whole - 0.5:
         warn(
             f"the file should last {whole:.1f} s and ends after {end - start:.1f} s: it is cut off"
         )
-    return count
+    return Survey(source.declared_frames or count, restarts)
 
 
-def read_frames(source: Source, first: int, limit: int | None, warn: Warn) -> Iterator[SourceFrame]:
+def read_frames(
+    source: Source, first: int, limit: int | None, warn: Warn
+) -> Iterator[SourceFrame | None]:
     """Decode the video.
 
     To go on in the middle all frames before are decoded too, and dropped: a seek would have to
@@ -70,6 +97,9 @@ def read_frames(source: Source, first: int, limit: int | None, warn: Warn) -> It
         first: number of the first frame wanted.
         limit: where to stop, exclusive; None for the end.
         warn: called with what is wrong with the file.
+
+    Yields:
+        The frames; before, None for every `BEAT` frames dropped.
 
     Raises:
         VideoError: the file cannot be read.
@@ -95,6 +125,8 @@ def read_frames(source: Source, first: int, limit: int | None, warn: Warn) -> It
                 )
             planes = read_planes(frame, source.layout, source.stored_size)
             yield SourceFrame(number, planes, pts, duration)
+        elif number % BEAT == 0:
+            yield None
         number += 1
     if decoder.failures:
         warn(
@@ -106,8 +138,14 @@ def read_frames(source: Source, first: int, limit: int | None, warn: Warn) -> It
             f"the file should have {source.declared_frames} frames, {number} could be decoded: "
             "it is cut off"
         )
+    damaged = max(decoder.damaged_packets, decoder.damaged_frames)
+    if damaged:
+        warn(f"{damaged} of {number} frames are damaged in the source: the result shows it")
     if clock.mended:
         warn(f"{clock.mended} frames have no time stamp, or one out of order: mended")
+
+
+_MOST_REORDERED = 16  # by H.264 and H.265
 
 
 class _Decoder:
@@ -117,7 +155,13 @@ class _Decoder:
         self.source = source
         self.failures = 0
         self.discarded = 0
+        self.damaged_packets = 0
+        self.damaged_frames = 0
         self.reason = ""
+        self._packets = 0
+        # AVI knows no order of frames but that of its packets. FFmpeg's guesses are out of order.
+        unordered = source.format == "avi" and source.codec in ("h264", "hevc")
+        self._ticks: list[int] | None = [] if unordered else None
 
     def __iter__(self) -> Iterator[Any]:
         import av
@@ -125,7 +169,7 @@ class _Decoder:
         with open_input(self.source.path) as container:
             stream = container.streams[self.source.index]
             stream.thread_type = "AUTO"
-            packets = container.demux(stream)
+            packets = demux(container, self.source, [stream])
             while True:
                 try:
                     packet = next(packets, None)
@@ -133,12 +177,12 @@ class _Decoder:
                     self._note(error)
                     packet = None
                 if packet is not None and packet.size == 0:
-                    if packet.pts is None and packet.dts is None:
+                    if is_flush(packet):
                         packet = None  # the end
                     else:
                         continue  # a dropped frame
-                if packet is not None and packet.is_discard:
-                    self.discarded += 1
+                if packet is not None:
+                    self._look_at(packet)
                 try:
                     frames = stream.decode(packet)
                 except av.error.EOFError:
@@ -146,9 +190,33 @@ class _Decoder:
                 except av.error.FFmpegError as error:
                     self._note(error)
                     frames = []
-                yield from frames
+                    if self._ticks and packet is not None and packet.dts in self._ticks:
+                        self._ticks.remove(packet.dts)
+                        heapq.heapify(self._ticks)
+                for frame in frames:
+                    self.damaged_frames += frame.is_corrupt
+                    self._order(frame)
+                    yield frame
                 if packet is None:
                     return
+
+    def _look_at(self, packet: Any) -> None:
+        self.discarded += packet.is_discard
+        # Where files were put one behind the other, counters of packets start anew as well.
+        seam = any(abs(restart.packet - self._packets) < 4 for restart in self.source.restarts)
+        self.damaged_packets += packet.is_corrupt and not seam
+        self._packets += 1
+        if self._ticks is not None and packet.dts is not None:
+            heapq.heappush(self._ticks, packet.dts)
+
+    def _order(self, frame: Any) -> None:
+        ticks = self._ticks
+        if not ticks:
+            return
+        if frame.pts is not None:  # packets that gave no frame
+            while len(ticks) > 1 and ticks[0] < frame.pts - 1 - _MOST_REORDERED:
+                heapq.heappop(ticks)
+        frame.pts = heapq.heappop(ticks)
 
     def _note(self, error: BaseException) -> None:
         self.failures += 1
@@ -182,6 +250,8 @@ def check_source(source: Source, warn: Warn) -> None:
     """
     from .color import HLG, PQ
 
+    if source.hidden_alpha:
+        warn("opacity is left out: it is kept beside the pictures, where it cannot be decoded")
     if min(source.stored_size) < 1:
         raise VideoError(f"{source.path} has pictures of no size")
     if source.interlaced:

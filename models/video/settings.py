@@ -16,7 +16,7 @@ from .plan import VideoPlan
 from .probe import Source
 from .work import source_identity
 
-VERSION = 1
+VERSION = 2
 """Of the segments; another one makes older segments useless."""
 
 

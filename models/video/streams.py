@@ -14,7 +14,7 @@ from .plan import VideoPlan
 from .probe import Source, is_cover, open_input
 from .reader import Warn
 
-_STALE_TAGS = ("encoder", "rotate", "bps", "duration", "number_of_", "_statistics_")
+_STALE_TAGS = ("encoder", "rotate", "bps", "duration", "number_of_", "_statistics_", "alpha_mode")
 _CONTAINER_TAGS = ("major_brand", "minor_version", "compatible_brands", "encoder")
 
 

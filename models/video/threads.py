@@ -49,7 +49,10 @@ def prefetch(items: Iterable[T], size: int) -> Iterator[T]:
     thread.start()
     try:
         while True:
-            item, error = ready.get()
+            try:
+                item, error = ready.get(timeout=_WAIT)
+            except queue.Empty:  # on Windows nothing interrupts a wait without end
+                continue
             if error is not None:
                 raise error
             if item is _END:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ from .mux import check_result, write_result
 from .options import VideoOptions
 from .plan import VideoPlan, make_plan
 from .probe import Source, read_source
-from .reader import SourceFrame, check_source, count_frames, read_frames
+from .reader import SourceFrame, check_source, read_frames, survey
 from .segments import EncodedFrame, EndOfSegment, SegmentEncoder
 from .settings import describe_settings
 from .smoothing import DegradationTrack
 from .streams import fitting_streams
 from .threads import Behind, prefetch
-from .work import Segment, WorkFolder, open_work
+from .work import Segment, Tiles, WorkFolder, open_work, remove_finished
 
 AHEAD = 3
 """Frames that wait between decoder and network, and between network and encoder."""
@@ -75,9 +76,10 @@ def upscale_video(
     primaries, transfer and pixel aspect are kept; rotation is applied. Sides that the chroma of
     the pixel format does not divide lose their last column or row.
 
-    Work is kept in segments in the folder ``.NAME.dasr-video`` beside the target: after a kill, a
-    power failure or a full disk the same call goes on behind the last whole segment, and the frames
-    are those of an uninterrupted run. The folder goes when the result is complete.
+    Work is kept in segments in the folder ``.NAME.XXXXXXXX.dasr-video`` beside the target, one for
+    each set of settings: after a kill, a power failure or a full disk the same call goes on behind
+    the last whole segment, and the frames are those of an uninterrupted run. The folder goes when
+    the result is complete.
 
     Args:
         source: any file that FFmpeg decodes.
@@ -87,8 +89,9 @@ def upscale_video(
             v into the one to use.
         options: see `VideoOptions`.
         replace: whether an existing target is replaced.
-        progress: called with the number of frames done and their total, after each frame, and
-            at the start if there are any; the total is None if not known.
+        progress: called with the number of frames done and their total, after each frame, at the
+            start if there are any, and again and again with the same numbers where work goes on
+            without new frames; the total is None if not known. What it raises ends the work.
 
     Raises:
         VideoError: the source cannot be read, an encoder is missing or refuses, or the target
@@ -108,6 +111,7 @@ def upscale_video(
         if source.exists() and target.samefile(source):
             raise VideoError(f"{target} is the source itself")
         if not replace:
+            remove_finished(target)
             raise FileExistsError(f"{target} exists")
     notes = _Notes()
     try:
@@ -116,23 +120,27 @@ def upscale_video(
         plan = make_plan(facts, upscaler.output_size(*facts.size), options, container)
         if facts.layout.alpha and not plan.encoder.layout.alpha:
             notes.add(f"opacity is left out: {plan.encoder.name} keeps none")
-        with open_work(target) as work:
+        settings = describe_settings(facts, plan, upscaler, degradation, options, container)
+        with open_work(target, settings, notes.add) as work:
             copied = fitting_streams(facts, plan, container, work.path / "trial.part", notes.add)
-            settings = describe_settings(facts, plan, upscaler, degradation, options, container)
-            work.begin(settings, notes.add)
+            tiles = work.begin(settings, notes.add, lambda: _choose_tiles(upscaler, facts.size))
             notes.say()
             finished = work.segments()
             resumed = sum(len(segment.pts) for segment in finished)
-            total = count_frames(facts, notes.add) or None
+            beat = _beat(progress, resumed, None)
+            found = survey(facts, notes.add, beat)
+            facts = changed(facts, restarts=found.restarts)
+            total = found.frames or None
             if total is not None and options.max_frames is not None:
                 total = min(total, options.max_frames)
-            run = _Run(facts, plan, upscaler, degradation, options, work, notes)
+            run = _Run(facts, plan, upscaler, degradation, options, work, notes, tiles)
             run.resume(finished)
             run.frames(resumed, total, progress)
             segments = work.segments()
             _finish(
                 *(target, container, facts, plan, work, segments, copied, options, replace),
                 notes.add,
+                _beat(progress, sum(len(segment.pts) for segment in segments), total),
             )
             work.remove()
     except OSError as error:
@@ -142,6 +150,28 @@ def upscale_video(
     finally:
         notes.say()
     return _summary(plan, segments, resumed, run.cuts)
+
+
+def _beat(progress: Progress | None, done: int, total: int | None) -> Callable[[], None]:
+    """Return what says again how far the work is, so that ``progress`` can end it."""
+
+    def beat() -> None:
+        if progress is not None:
+            progress(done, total)
+
+    return beat
+
+
+def _choose_tiles(upscaler: Any, size: tuple[int, int]) -> Tiles | None:
+    """Return (rows, columns) for all frames of a video, or None to leave it to the upscaler.
+
+    Chosen for each frame anew, by the memory that is free, they would differ from run to run.
+    """
+    choose = getattr(upscaler, "choose_tiles", None)
+    if choose is None or getattr(upscaler, "tile", "auto") != "auto":
+        return None
+    rows, columns = choose(size[1], size[0])
+    return int(rows), int(columns)
 
 
 class _Notes:
@@ -174,11 +204,13 @@ class _Run:
         options: VideoOptions,
         work: WorkFolder,
         notes: _Notes,
+        tiles: Tiles | None,
     ) -> None:
         self.source, self.plan, self.options = source, plan, options
         self.upscaler, self.work, self.notes = upscaler, work, notes
         self.fixed = degradation if isinstance(degradation, Tensor) else None
         self.edit = None if isinstance(degradation, Tensor) else degradation
+        self.chosen: dict[str, Any] = {} if tiles is None else {"tiles": tiles}
         self.device = getattr(upscaler, "device", "cpu")
         self.track = DegradationTrack(
             lambda rgb: upscaler.predict(rgb).v, options.smoothing, options.predict_every
@@ -202,13 +234,17 @@ class _Run:
         """Enlarge all frames from number ``done`` on."""
         if done and progress is not None:
             progress(done, total)
-        decoded: Iterator[SourceFrame] = prefetch(
+        decoded: Iterator[SourceFrame | None] = prefetch(
             read_frames(self.source, done, self.options.max_frames, self.notes.add), AHEAD
         )
         try:
             with closing(decoded), Behind(self.encoder, AHEAD) as encoder:  # type: ignore[type-var]
                 begun = 0
                 for frame in decoded:
+                    if frame is None:  # dropped
+                        if progress is not None:
+                            progress(done, total)
+                        continue
                     encoder.put(EncodedFrame(self.enlarge(frame), frame.pts, frame.duration))
                     done += 1
                     begun += 1
@@ -246,7 +282,7 @@ class _Run:
         if v is None:
             v = self.track.update(rgb, float(frame.pts * source.time_base))
             v = v if self.edit is None else self.edit(v)
-        large = self.upscaler(rgb, degradation=v)
+        large = self.upscaler(rgb, degradation=v, **self.chosen)
         width, height = plan.size
         shape = [height + plan.cropped[1], width + plan.cropped[0]]
         if list(large.shape) != [1, 3, *shape]:
@@ -284,6 +320,7 @@ def _finish(
     options: VideoOptions,
     replace: bool,
     warn: Callable[[str], None],
+    beat: Callable[[], None],
 ) -> None:
     """Put the file together, compare its frames with the source's, and move it into place."""
     import av
@@ -293,10 +330,12 @@ def _finish(
         write_result(
             *(result, container, source, plan, work, segments, copied),
             cut=options.max_frames is not None,
+            beat=beat,
         )
-        check_result(result, plan, source, segments, warn)
+        check_result(result, plan, source, segments, warn, beat)
         with atomic_path(target, replace=replace) as temporary:
             result.replace(temporary)
+            work.seal(temporary)
     except av.error.FFmpegError as error:
         raise VideoError(
             f"{target} cannot be written: {reason(error)}; the finished segments are kept"
