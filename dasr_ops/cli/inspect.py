@@ -216,6 +216,8 @@ def _inspect(path: Path, upscaler: Upscaler, scheme: str, options: Inspect) -> F
     import torch
 
     from dasr_ops.models import describe_prediction
+    from dasr_ops.models._messages import one_line
+    from dasr_ops.models.tiling import is_out_of_memory
 
     try:
         picture = _read(path)
@@ -223,11 +225,10 @@ def _inspect(path: Path, upscaler: Upscaler, scheme: str, options: Inspect) -> F
         v, mixing = prediction.v.float().cpu(), prediction.weights.float().cpu()
     except PictureFailure:
         raise
-    except (torch.OutOfMemoryError, MemoryError):
-        raise PictureFailure("not enough memory") from None
     except Exception as error:  # one strange picture must not end the work on a folder of them
-        text = " ".join(str(error).split())[:300]
-        raise PictureFailure(f"{type(error).__name__}: {text}") from None
+        if is_out_of_memory(error):
+            raise PictureFailure("not enough memory") from None
+        raise PictureFailure(f"{type(error).__name__}: {one_line(error, 300)}") from None
     if not bool(torch.isfinite(v).all() and torch.isfinite(mixing).all()):
         raise PictureFailure("the network predicts infinities or NaN: its weights are broken")
     return Found(
