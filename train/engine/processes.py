@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -134,6 +135,16 @@ def processes(device: str) -> Iterator[Processes]:
         raise
     else:
         dist.destroy_process_group()
+
+
+def end_threads() -> None:
+    """End the threads of processes that were left.
+
+    They live as long as a network that was distributed, and that is in cycles of references. If
+    such a thread needs the interpreter while that ends, the program is aborted.
+    """
+    if "RANK" in os.environ:
+        gc.collect()
 
 
 def explain(error: Exception) -> Exception:

@@ -28,7 +28,7 @@ from .learner import NONFINITE, Learner
 from .lock import locked
 from .networks import export
 from .numerics import numerics
-from .processes import Processes, explain, processes
+from .processes import Processes, end_threads, explain, processes
 
 EXIT_FAILURE = 1
 _STOP = "stop"
@@ -53,11 +53,13 @@ def train(config: TrainConfig) -> int:
             processes(config.engine.device) as group,
             interruption() as asked,
         ):
-            return Trainer(config, group, asked).run()
+            code = Trainer(config, group, asked).run()
     except TrainingError as error:
         if not error.told:
             print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILURE
+        code = EXIT_FAILURE
+    end_threads()  # not sooner: until here the error held the networks
+    return code
 
 
 class Trainer:
