@@ -42,7 +42,7 @@ from dasr_ops.bench.pipelines import SCALE, Subject, ours, peer, picture, progra
 from dasr_ops.bench.startup import profile_imports, time_processes
 from dasr_ops.models import DASR, load_dasr, save_dasr
 from dasr_ops.models.files import atomic_path
-from dasr_ops.models.upscale import DEFAULT_WEIGHTS
+from dasr_ops.models.shipped import find_weights
 
 OURS_SMALL, OURS = "dasr upscale, shipped weights", "dasr upscale, official size"
 OFFICIAL, OFFICIAL_LAST = "official DASR", "official DASR, channels_last"
@@ -75,7 +75,7 @@ def build(
 ) -> tuple[dict[str, Subject], dict[str, float], dict[str, str]]:
     """Return the subjects by name, each one's error, and why others are missing."""
     torch.manual_seed(0)
-    weights = {name: DEFAULT_WEIGHTS for name in {_ORIGINS.get(key) for key in keys} - {None}}
+    weights = {name: find_weights() for name in {_ORIGINS.get(key) for key in keys} - {None}}
     if OURS in weights:
         weights[OURS] = folder / "dasr.safetensors"
         save_dasr(DASR(), weights[OURS])

@@ -7,7 +7,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -18,20 +17,18 @@ from dasr_ops.conv import Mixed
 
 from ._checks import check_rows
 from ._layers import array_of, lr_of, picture_of
-from .checkpoint import CheckpointError, load_dasr
+from .checkpoint import load_dasr
 from .dasr import DASR
 from .memory import choose_tile
 from .predictor import Prediction
 from .resample import resample_bands
+from .shipped import find_weights
 from .tiling import clamped, cut, run_in_parts, upscale_bands
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .pictures import Picture
-
-DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "small.safetensors"
-"""The weights shipped with the package."""
 
 DEFAULT_OVERLAP = 16
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -131,21 +128,16 @@ class Upscaler:
         """Load weights and make an upscaler of them.
 
         Args:
-            path: one ``.safetensors`` file, the pair of ``.pth`` files of G and P, or None for the
-                weights shipped with the package.
+            path: one ``.safetensors`` file, the pair of ``.pth`` files of G and P, the name of
+                weights shipped with the package (see `shipped.NAMES`), or None for its default.
             **kwargs: as for `Upscaler`.
 
         Raises:
             CheckpointError: the weights are missing or broken.
             TypeError, ValueError: as for `Upscaler`.
         """
-        if path is None:
-            if not DEFAULT_WEIGHTS.is_file():
-                raise CheckpointError(
-                    "this build comes without weights (weights/small.safetensors); name your own"
-                )
-            path = DEFAULT_WEIGHTS
-        paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+        single = path is None or isinstance(path, (str, os.PathLike))
+        paths = [find_weights(one) for one in ([path] if single else path)]
         return cls(load_dasr(*paths), **kwargs)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -299,16 +300,24 @@ def test_warnings_are_one_line_and_quiet_silences_them(tmp_path, weights, capsys
 
 
 def test_weights_that_cannot_be_used(tmp_path, weights, capsys, monkeypatch):
-    from dasr_ops.models import upscale as engine
+    from dasr_ops.models import shipped
 
     source = _picture(tmp_path / "a.png")
-    monkeypatch.setattr(engine, "DEFAULT_WEIGHTS", tmp_path / "none.safetensors")
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "none")
     assert _upscale(source, "-o", tmp_path / "out") == 2
     assert "this build comes without weights" in capsys.readouterr().err
     assert _upscale(source, "-o", tmp_path / "out", "--weights", tmp_path / "no.pth") == 2
     assert f"--weights: {tmp_path / 'no.pth'}: no such file" in capsys.readouterr().err
-    monkeypatch.setattr(engine, "DEFAULT_WEIGHTS", weights)
+    shipped.FOLDER.mkdir()
+    shutil.copy(weights, shipped.FOLDER / "small.safetensors")
     assert _upscale(source, "-o", tmp_path / "out") == 0
+    assert _upscale("--weights", "small", source, "-o", tmp_path / "named") == 0
+    assert [path.name for path in (tmp_path / "named").iterdir()] == ["a.png"]
+    assert _upscale("--weights", "dasr", source, "-o", tmp_path / "out1") == 2
+    message = "--weights: dasr: this build comes without these weights; it has small"
+    assert message in capsys.readouterr().err
+    assert _upscale("--weights", "large", source, "-o", tmp_path / "out1") == 2
+    assert "--weights large: expected small, dasr, dasr-gan or a" in capsys.readouterr().err
     for device in ("nonsense", "cuda:99"):
         assert _upscale(source, "-o", tmp_path / "out2", "--device", device) == 2
         assert f"--device {device}: " in capsys.readouterr().err

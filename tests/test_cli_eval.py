@@ -15,6 +15,7 @@ from skimage import metrics as their_metrics
 
 pytest.importorskip("tyro", reason="the commands parse their arguments by tyro")
 
+from dasr_ops.bench.peers import RRDBNet, SRVGGNetCompact
 from dasr_ops.cli import main
 from dasr_ops.models import (
     DASR,
@@ -25,9 +26,11 @@ from dasr_ops.models import (
     save_dasr,
 )
 from dasr_ops.train.degradations import LAYOUT, apply, labels, sample
-from dasr_ops.train.evaluate import VectorErrors, mix_constants
+from dasr_ops.train.evaluate import METHODS, VectorErrors, mix_constants
 from dasr_ops.train.metrics import psnr_y
 from dasr_ops.train.watch.samples import sample_seed
+
+from .ncnn_files import write_compact, write_rrdb_net
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -280,6 +283,40 @@ def test_pairs_with_restored_pictures_and_a_limit(tmp_path, networks, capsys):
     assert list(content["means"]) == names and [row["picture"] for row in rows] == ["a"] * 3
 
 
+def test_networks_of_others(tmp_path, capsys):
+    torch.manual_seed(2)
+    made = {"x4plus": RRDBNet(8, 1, 4), "animevideov3": SRVGGNetCompact(6, 2, 4)}
+    write_rrdb_net(made["x4plus"], tmp_path, "realesrgan-x4plus", half=False)
+    write_compact(made["animevideov3"], tmp_path, "realesr-animevideov3-x4", half=False)
+    pairs(tmp_path / "set")
+    out = tmp_path / "out"
+    methods = ["--methods", "bicubic", *made, "--peers", tmp_path, "--time"]
+    assert run(tmp_path / "set", *methods, "-o", out) == 0
+    table = capsys.readouterr().out
+    assert "| | pairs | seconds |" in table
+    content, _ = read(out)
+    for key, network in made.items():
+        label = METHODS[key]
+        assert f"| {label} | " in table
+        scores = []
+        for name in ("a", "deep/b"):
+            with Image.open(tmp_path / "set" / "lr" / f"{name}.png") as image:
+                lr = torch.from_numpy(np.asarray(image.convert("RGB")).copy())
+            with Image.open(tmp_path / "set" / "gt" / f"{name}.png") as image:
+                gt = torch.from_numpy(np.asarray(image.convert("RGB")).copy())
+            with torch.no_grad():
+                sr = network.eval()(lr.permute(2, 0, 1)[None].float() / 255)
+            gt = gt.permute(2, 0, 1)[None, :, : sr.shape[2], : sr.shape[3]]
+            scores.append(psnr_y(sr.clamp(0, 1), gt.float() / 255).item())
+        found = content["means"][label]["pairs"]["psnr"]
+        assert found == pytest.approx(sum(scores) / 2, abs=0.02)  # of a rounding
+    (tmp_path / "realesrgan-x4plus.bin").write_bytes(b"")
+    assert run(tmp_path / "set", "--methods", "x4plus", "--peers", tmp_path) == 2
+    assert "error: --methods x4plus: " in capsys.readouterr().err
+    assert run(tmp_path / "set", "--methods", "x4plus", "--peers", tmp_path / "no") == 2
+    assert "--methods x4plus: the weights of realesrgan-x4plus are miss" in capsys.readouterr().err
+
+
 def test_usage_errors(tmp_path, networks, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pairs(tmp_path / "set")
@@ -307,7 +344,7 @@ def test_usage_errors(tmp_path, networks, capsys, monkeypatch):
         (["set", "--static", str(networks / "static2.pth"), *w], "one magnification, got [2, 4]"),
         (
             ["set", "--weights", "set"],
-            "--weights: expected files of weights (.safetensors or .pth), got set",
+            "--weights: expected names or files (.safetensors or .pth) of weights, got set",
         ),
         (["set", "--weights", "none.pth"], "--weights: "),
         (["set", "--static", "none.pth"], "--static: "),

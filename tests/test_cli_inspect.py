@@ -212,7 +212,10 @@ def test_the_scheme_is_that_of_the_weights(weights, tmp_path, capsys):
     ("arguments", "message"),
     [
         ((), "no picture and no folder given"),
-        (("a.png", "--weights", "b.png"), "--weights b.png: expected a name that ends in"),
+        (
+            ("a.png", "--weights", "b.png"),
+            "--weights b.png: expected small, dasr, ",
+        ),
         (("a.png", "--weights", "none.safetensors"), "--weights: none.safetensors: "),
         (("a.png", "--json", "no/a.json"), "--json no/a.json: there is no folder no"),
         (("a.png", "--json", "."), "--json .: expected a file"),

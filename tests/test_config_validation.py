@@ -97,6 +97,13 @@ STATIC = NetworkConfig(kind="srresnet")
             lambda: TrainConfig(network=NetworkConfig(upscale=3)),
             "data.patch_size: expected a multiple of 3, got 256",
         ),
+        (
+            lambda: TrainConfig(
+                loss=_off(regression=RegressionLossConfig(weight=1)),
+                validation=ValidationConfig(pictures=Path("a")),
+            ),
+            "validation.pictures: expected none where no loss restores pictures",
+        ),
         (lambda: TrainConfig(loss=_off()), "loss: expected a weight above 0 that trains the"),
         (
             lambda: TrainConfig(

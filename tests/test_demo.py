@@ -474,7 +474,10 @@ def test_ports():
         (["--port", "70000"], "--port 70000"),
         (["--tile", "20"], "--tile 20"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["--weights", "a.png"], "--weights a.png: expected a name that ends in one of"),
+        (
+            ["--weights", "a.png"],
+            "--weights a.png: expected small, dasr, dasr-gan or a",
+        ),
         (["--weights", "g.pth"], "the .pth files of G and P after each other"),
         (["--device", "nonsense"], "--device nonsense"),
         (["--share"], "share"),

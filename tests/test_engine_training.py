@@ -16,6 +16,7 @@ import torch
 
 from dasr_ops.models import (
     Degradation_Predictor,
+    MSRResNetDynamic,
     SRResNet,
     UNetDiscriminatorSN,
     load_dasr,
@@ -23,8 +24,10 @@ from dasr_ops.models import (
     read_state_dict,
     save_dasr,
 )
+from dasr_ops.train.config import LevelWeights
 from dasr_ops.train.config_files import save_config
 from dasr_ops.train.config_losses import PerceptualLossConfig
+from dasr_ops.train.degradations import mix_vectors
 from dasr_ops.train.engine import checkpoints as checkpoints_module
 from dasr_ops.train.engine import train
 from dasr_ops.train.engine.learner import Learner
@@ -105,6 +108,31 @@ def test_the_static_network_is_trained_and_saved_as_one(tmp_path):
     next_stage = tiny(tmp_path, run=tmp_path / "next")
     next_stage.start.weights = (config.run / "srresnet.pth",)
     assert train(next_stage) == 0
+
+
+def test_p_learns_alone_where_no_picture_is_compared(tmp_path, monkeypatch):
+    config = tiny(tmp_path, loss__gan__weight=0.0, loss__pixel__weight=0.0, log__images_every=2)
+    before = {f"/learner/restorer/{k}": w for k, w in build_restorer(config).state_dict().items()}
+    with monkeypatch.context() as patched:
+        patched.setattr(MSRResNetDynamic, "forward", None)  # G is not run
+        assert train(config) == 0
+    assert not list(config.run.rglob("*.png"))
+    after = weights(config)
+    assert before.keys() == after.keys()
+    for name in before:
+        changed = not torch.equal(before[name], after[name])
+        assert changed == ("net_p.ConvNet" in name), name
+    next_stage = tiny(tmp_path, run=tmp_path / "next")
+    next_stage.start.weights = (config.run / "dasr.safetensors",)
+    assert train(next_stage) == 0
+
+
+def test_p_begins_with_the_mean_of_the_vectors_it_will_see(tmp_path):
+    config = tiny(tmp_path)
+    config.degradation.levels = LevelWeights(weak=0, standard=0, severe=1)
+    found = build_restorer(config).network.net_p.ConvNet[-1].bias
+    expected = mix_vectors({"severe": 1.0}).mean(0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

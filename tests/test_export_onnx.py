@@ -11,7 +11,7 @@ import torch
 
 from dasr_ops.models import DASR, load_dasr
 from dasr_ops.models.export import ExportError, export_onnx, merge
-from dasr_ops.models.upscale import DEFAULT_WEIGHTS
+from dasr_ops.models.shipped import find_weights
 
 from .export_tools import pictures, tiny_model
 
@@ -292,7 +292,7 @@ def test_bad_arguments(tmp_path):
 
 
 def test_shipped_weights(tmp_path):
-    model = load_dasr(DEFAULT_WEIGHTS)
+    model = load_dasr(find_weights())
     assert export_onnx(model, tmp_path / "small.onnx").difference < 1e-5
     lr = torch.rand(1, 3, 31, 45)
     with torch.no_grad():

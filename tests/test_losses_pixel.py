@@ -68,17 +68,21 @@ def test_pixel_loss_refuses_what_makes_no_sense():
         loss(torch.rand(0, 3), torch.rand(0, 3))
 
 
+@pytest.mark.parametrize("criterion", ["l1", "l2"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_regression_against_the_formula(weighted):
+def test_regression_against_the_formula(weighted, criterion):
     rng = np.random.default_rng(0)
     predicted, target = rng.normal(size=(6, 33)), rng.normal(size=(6, 33))
     entries = tuple(rng.uniform(0, 3, 33)) if weighted else ()
     weights = np.array(entries) if weighted else np.ones(33)
-    expected = (np.abs(predicted - target) * weights).sum() / (6 * 33)
-    loss = regression_loss(torch.tensor(predicted), torch.tensor(target), entries)
+    d = predicted - target
+    sizes = {"l1": np.abs(d), "l2": d**2}[criterion]
+    expected = (sizes * weights).sum() / (6 * 33)
+    loss = regression_loss(torch.tensor(predicted), torch.tensor(target), entries, criterion)
     assert loss.item() == pytest.approx(expected, rel=1e-14)
     if not weighted:
-        ones = regression_loss(torch.tensor(predicted), torch.tensor(target), [1.0] * 33)
+        ones = [1.0] * 33
+        ones = regression_loss(torch.tensor(predicted), torch.tensor(target), ones, criterion)
         assert ones.item() == pytest.approx(loss.item(), rel=1e-14)
 
 
@@ -90,11 +94,16 @@ def test_an_entry_without_weight_has_no_gradient():
     assert not predicted.grad[:, 8].any() and (predicted.grad[:, 9] != 0).all()
 
 
-def test_regression_gradients():
+@pytest.mark.parametrize("criterion", ["l1", "l2"])
+def test_regression_gradients(criterion):
     predicted = torch.rand(3, 33, dtype=torch.float64, requires_grad=True)
     target = torch.rand(3, 33, dtype=torch.float64)
     entries = [0.1 * i for i in range(33)]
-    assert torch.autograd.gradcheck(lambda p: regression_loss(p, target, entries), predicted)
+
+    def loss(p):
+        return regression_loss(p, target, entries, criterion)
+
+    assert torch.autograd.gradcheck(loss, predicted)
 
 
 def test_regression_is_float32_under_autocast():
@@ -115,3 +124,5 @@ def test_regression_refuses_what_makes_no_sense():
             regression_loss(v, v, [bad] * 33)
     with pytest.raises(ValueError, match=r"target: expected the shape of predicted"):
         regression_loss(v, torch.rand(2, 32))
+    with pytest.raises(ValueError, match=r"criterion: expected one of .*l1.*l2.*, got 'huber'"):
+        regression_loss(v, v, criterion="huber")

@@ -295,6 +295,23 @@ def test_mixing_weights_start_summing_to_one_and_differ():
     assert (a[0] - a[1]).abs().max() > 1e-3
 
 
+def test_fresh_predictor_sees_detail_and_not_brightness():
+    torch.manual_seed(0)
+    v = torch.rand(33)
+    net = Degradation_Predictor(nf=16)
+    net.reset_parameters(v)
+    flat = torch.full((1, 3, 96, 96), 0.4)
+    noise = 0.05 * torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        inner = [net.ConvNet(x)[..., 12:-12, 12:-12].mean((2, 3))[0] for x in (flat, flat + noise)]
+        brighter = net.ConvNet(flat + 0.3)[..., 12:-12, 12:-12].mean((2, 3))[0]
+    torch.testing.assert_close(inner[0], v, rtol=0, atol=1e-5)
+    torch.testing.assert_close(brighter, v, rtol=0, atol=1e-5)
+    assert (inner[1] - v).abs().max() > 0.02
+    with pytest.raises(ValueError, match=r"reset_parameters: v: expected \[33\], got \[32\]"):
+        net.reset_parameters(v[1:])
+
+
 def _small_static(scale: int = 4) -> SRResNet:
     torch.manual_seed(1)
     static = SRResNet(num_feat=8, num_block=2, upscale=scale)

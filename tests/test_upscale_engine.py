@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from dasr_ops.models import (
     MSRResNetDynamic,
     memory,
     save_dasr,
+    shipped,
 )
-from dasr_ops.models import upscale as upscale_module
 from dasr_ops.models.upscale import NonFiniteError, Upscaler
 
 
@@ -288,11 +289,17 @@ def test_from_pretrained(model, tmp_path, picture, monkeypatch):
     expected = Upscaler(model)(picture)
     for path in (tmp_path / "m.safetensors", [tmp_path / "g.pth", tmp_path / "p.pth"]):
         assert np.array_equal(Upscaler.from_pretrained(path)(picture), expected)
-    monkeypatch.setattr(upscale_module, "DEFAULT_WEIGHTS", tmp_path / "m.safetensors")
-    assert Upscaler.from_pretrained(None, tile=0).scale == 2
-    monkeypatch.setattr(upscale_module, "DEFAULT_WEIGHTS", tmp_path / "none.safetensors")
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
     with pytest.raises(CheckpointError, match="this build comes without weights"):
         Upscaler.from_pretrained()
+    (tmp_path / "m.safetensors").rename(tmp_path / "small.safetensors")
+    for name in (None, "small", Path("small")):
+        assert Upscaler.from_pretrained(name, tile=0).scale == 2
+    message = "dasr-gan: this build comes without these weights; it has small"
+    with pytest.raises(CheckpointError, match=message):
+        Upscaler.from_pretrained("dasr-gan")
+    with pytest.raises(CheckpointError, match="large: expected a name that ends in"):
+        Upscaler.from_pretrained("large")
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,9 @@ class StartConfig:
     """Weights to start from; nothing: a random initialisation from the seed."""
 
     weights: tuple[Path, ...] = ()
-    """A DASR (.safetensors, or the official .pth files of G and P), or a static SRResNet whose
-    kernels every expert then copies. The sizes of the network must agree."""
+    """A DASR (.safetensors, the official .pth files of G and P, or small, dasr or dasr-gan for
+    weights of the package), or a static SRResNet whose kernels every expert then copies. The sizes
+    of the network must agree."""
     discriminator: Path | None = None
     """Weights of the discriminator (.pth)."""
 
@@ -320,12 +321,11 @@ class TrainConfig:
             valid = self.data.patch_size % 8 == 0
             expected = "a multiple of 8 for the discriminator"
             require("data.patch_size", valid, expected, self.data.patch_size)
-        weights = [loss.pixel.weight, loss.gan.weight]
-        weights += [loss.perceptual.weight, loss.perceptual.style_weight]
-        if kind == "dasr":
-            weights.append(loss.regression.weight)
-        expected = "a weight above 0 that trains the network"
-        require("loss", any(weights), expected, "none")
+        trains = loss.restores or (kind == "dasr" and loss.regression.weight > 0)
+        require("loss", trains, "a weight above 0 that trains the network", "none")
+        pictures = self.validation.pictures
+        expected = "none where no loss restores pictures"
+        require("validation.pictures", loss.restores or pictures is None, expected, pictures)
         if kind == "srresnet":
             count = len(self.start.weights)
             require("start.weights", count <= 1, "one file for network.kind = srresnet", count)

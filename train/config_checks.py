@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from dasr_ops.models.checkpoint import CheckpointError
+from dasr_ops.models.shipped import find_weights as find_shipped
 
 from .config import TrainConfig
 from .config_files import CONFIG_NAME
@@ -50,6 +51,12 @@ def _weights(config: TrainConfig) -> Iterator[str]:
     if config.loss.gan.weight > 0 and config.start.discriminator is not None:
         files.append(("start.discriminator", config.start.discriminator))
     for name, path in files:
+        if name == "start.weights":
+            try:
+                path = find_shipped(path)
+            except CheckpointError as error:
+                yield f"{name}: {error}"
+                continue
         if os.path.isdir(path):
             yield f"{name}: {path} is a folder; the networks of a run are in its dasr.safetensors"
         elif not os.path.isfile(path):

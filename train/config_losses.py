@@ -24,10 +24,13 @@ class PixelLossConfig:
 
 @dataclass
 class RegressionLossConfig:
-    """L1 distance of the predicted from the true degradation vector."""
+    """Distance of the predicted from the true degradation vector."""
 
     weight: float = 1.0
     """Factor in the sum of losses."""
+    criterion: Literal["l1", "l2"] = "l1"
+    """Kind of difference. Of what cannot be seen in a picture l1 learns the median, which of a flag
+    is 0 or 1, and l2 the mean, its probability."""
     entries: tuple[float, ...] = ()
     """A weight for each of the 33 entries; default: 1 each."""
 
@@ -117,3 +120,10 @@ class LossConfig:
         at_least("loss.perceptual", self.perceptual, 0, "style_weight")
         at_least("loss.gan", self.gan, 0, "start")
         share("loss", self, "true_vector")
+
+    @property
+    def restores(self) -> bool:
+        """Whether restored pictures are compared; else only P learns."""
+        perceptual = self.perceptual
+        weights = (self.pixel.weight, self.gan.weight, perceptual.weight, perceptual.style_weight)
+        return any(weights)

@@ -11,6 +11,11 @@ from . import UsageError
 if TYPE_CHECKING:
     from dasr_ops.models.upscale import Upscaler
 
+WEIGHTS_HELP = (
+    "small, dasr or dasr-gan (weights of the package, as far as this build has them), one "
+    ".safetensors file, or the .pth files of G and P. Default: small."
+)
+
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 
 
@@ -23,17 +28,64 @@ def separate(
         The one or two files of weights, or none, and the inputs.
 
     Raises:
-        UsageError: the first name is not one of weights.
+        UsageError: the first name is not one of weights, or this build lacks it.
     """
     count = 0
-    while count < min(len(weights), 2) and weights[count].suffix.lower() in CHECKPOINT_SUFFIXES:
+    while count < min(len(weights), 2) and is_checkpoint(weights[count]):
         count += 1
     if weights and count == 0:
+        check_checkpoint(weights[0])
+    if count and not weights[0].suffix:
+        count = 1  # of a name, which is that of G and P
+    return find(weights[:count]), (*inputs, *weights[count:])
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path looks like one of weights, or is the name of weights in the package."""
+    if path.suffix:
+        return path.suffix.lower() in CHECKPOINT_SUFFIXES
+    from dasr_ops.models.shipped import NAMES
+
+    return str(path) in NAMES
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise UsageError unless `is_checkpoint`."""
+    if not is_checkpoint(path):
+        from dasr_ops.models.shipped import NAMES
+
         raise UsageError(
-            f"--weights {weights[0]}: expected a name that ends in one of "
+            f"--weights {path}: expected {', '.join(NAMES)} or a name that ends in one of "
             f"{' '.join(CHECKPOINT_SUFFIXES)}"
         )
-    return tuple(weights[:count]), (*inputs, *weights[count:])
+
+
+def find(weights: Sequence[Path]) -> tuple[Path, ...]:
+    """Return the files of weights, some of which may be names of those in the package.
+
+    Raises:
+        UsageError: this build lacks one.
+    """
+    return tuple(path if path.suffix else _shipped(path) for path in weights)
+
+
+def default() -> Path:
+    """Return the file of the package's own weights.
+
+    Raises:
+        UsageError: this build has none.
+    """
+    return _shipped(None)
+
+
+def _shipped(path: Path | None) -> Path:
+    from dasr_ops.models.checkpoint import CheckpointError
+    from dasr_ops.models.shipped import find_weights
+
+    try:
+        return find_weights(path)
+    except CheckpointError as error:
+        raise UsageError(f"--weights: {error}") from None
 
 
 def load_upscalers(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from . import EXIT_FAILURE, UsageError
-from ._weights import CHECKPOINT_SUFFIXES
+from ._weights import check_checkpoint, default, find
 
 if TYPE_CHECKING:
     from dasr_ops.models import DASR
@@ -46,8 +46,9 @@ class Demo:
     weights: Annotated[
         tuple[Path, ...],
         _help(
-            "Weights, of which the page offers a choice: .safetensors files, and pairs of .pth "
-            "files of G and P. Default: the weights of the package."
+            "Weights, of which the page offers a choice: names of those in the package (small, "
+            "dasr, dasr-gan), .safetensors files, and pairs of .pth files of G and P. Default: "
+            "small."
         ),
     ] = ()
     device: Annotated[str | None, _help("cpu, cuda, cuda:1, mps. Default: the best there is.")] = (
@@ -95,11 +96,8 @@ def main(argv: Sequence[str]) -> int:
 def _models(weights: Sequence[Path]) -> dict[str, DASR]:
     """Load all weights, by the names that the page shows."""
     from dasr_ops.models import CheckpointError, load_dasr
-    from dasr_ops.models.upscale import DEFAULT_WEIGHTS
 
-    if not weights and not DEFAULT_WEIGHTS.is_file():
-        raise UsageError("this build comes without weights; give --weights PATH")
-    groups = _grouped(weights or [DEFAULT_WEIGHTS])
+    groups = _grouped(find(weights) if weights else [default()])
     try:
         return {name: load_dasr(*paths) for name, paths in zip(_names(groups), groups, strict=True)}
     except CheckpointError as error:
@@ -111,11 +109,7 @@ def _grouped(weights: Sequence[Path]) -> list[tuple[Path, ...]]:
     groups: list[tuple[Path, ...]] = []
     pending: Path | None = None
     for path in weights:
-        if path.suffix not in CHECKPOINT_SUFFIXES:
-            raise UsageError(
-                f"--weights {path}: expected a name that ends in one of "
-                f"{' '.join(CHECKPOINT_SUFFIXES)}"
-            )
+        check_checkpoint(path)
         if path.suffix == ".safetensors":
             single: tuple[Path, ...] = (path,)
         elif pending is None:

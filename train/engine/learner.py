@@ -47,7 +47,7 @@ class Learner:
         restorer: the network that restores pictures.
         discriminator: its adversary, or None.
         average: the averages of the restorer.
-        shown: after a step the last LR, SR and ground truth, for the log.
+        shown: after a step the last LR, SR and ground truth, for the log; None where only P learns.
 
     Raises:
         TrainingError: a file to start from or a name in the settings cannot be used.
@@ -121,10 +121,12 @@ class Learner:
             told = self._told(targets.v, step * len(parts) + number)
             values, output = self._restorer_part(targets, told, adversarial, last, len(parts))
             if self.discriminator is not None:
+                assert output is not None
                 values.update(self._discriminator_part(targets, output, last, len(parts)))
             for name, value in values.items():
                 sums[name] = sums.get(name, 0) + value.detach() / len(parts)
-            self.shown = (targets.lr, output, targets.truth(self.config.loss.pixel.usm))
+            if output is not None:
+                self.shown = (targets.lr, output, targets.truth(self.config.loss.pixel.usm))
         sums.update(self._norms())
         # In float16 gradients overflow now and then: the scaler then leaves the step out and scales
         # less. Where that does not help, it would leave out every step.
@@ -145,7 +147,7 @@ class Learner:
 
     def _restorer_part(
         self, targets: Targets, told: Tensor | None, adversarial: bool, last: bool, count: int
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
         judge = self.discriminator if adversarial else None
         if judge is not None:
             judge.requires_grad_(False)
@@ -157,7 +159,7 @@ class Learner:
             self.scaler.scale(values["loss"] / count).backward()
         if judge is not None:
             judge.requires_grad_(True)
-        return values, output.detach()
+        return values, None if output is None else output.detach()
 
     def _discriminator_part(
         self, targets: Targets, output: Tensor, last: bool, count: int

@@ -21,8 +21,10 @@ from dasr_ops.models import (
 )
 from dasr_ops.models._messages import one_line
 from dasr_ops.models._tensor_files import write_pth
+from dasr_ops.models.shipped import find_weights
 
 from ..config import TrainConfig
+from ..degradations import mix_vectors
 from .errors import TrainingError
 
 
@@ -34,13 +36,18 @@ class Restorer(nn.Module):
 
     Args:
         network: a `DASR`, or an `MSRResNetDynamic` with one expert.
+        restores: False: only P learns, and G stays as it is and is not run.
     """
 
-    def __init__(self, network: DASR | MSRResNetDynamic) -> None:
+    def __init__(self, network: DASR | MSRResNetDynamic, restores: bool = True) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.restores = network, restores
+        if not restores:
+            assert isinstance(network, DASR)
+            network.requires_grad_(False)
+            network.net_p.ConvNet.requires_grad_(True)  # all of P that its vectors come from
 
-    def forward(self, lr: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, lr: Tensor, v: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Magnify pictures.
 
         Args:
@@ -49,12 +56,14 @@ class Restorer(nn.Module):
                 predicts; None for none.
 
         Returns:
-            The pictures [B, 3, H * upscale, W * upscale], not clamped, and the predicted vectors
-            [B, 33]; None of a static network.
+            The pictures [B, 3, H * upscale, W * upscale], not clamped, or None where only P learns,
+            and the predicted vectors [B, 33]; None of a static network.
         """
         if not isinstance(self.network, DASR):
             return self.network(lr, lr.new_ones(len(lr), 1)), None
         predicted = self.network.net_p(lr)
+        if not self.restores:
+            return None, predicted.v
         weights = predicted.weights
         if v is not None:
             true = self.network.net_p.mix(v.to(predicted.v.dtype))
@@ -72,7 +81,7 @@ def build_restorer(config: TrainConfig) -> Restorer:
     network = _fresh(config)
     if config.start.weights:
         _start(config, network)
-    restorer = Restorer(network)
+    restorer = Restorer(network, config.loss.restores)
     generator = network.net_g if isinstance(network, DASR) else network
     generator.recompute = config.engine.recompute
     return restorer
@@ -83,16 +92,16 @@ def _fresh(config: TrainConfig) -> DASR | MSRResNetDynamic:
     body = {"num_feat": sizes.num_feat, "num_block": sizes.num_block, "upscale": sizes.upscale}
     if sizes.kind == "srresnet":
         return MSRResNetDynamic(num_models=1, **body)
-    return DASR(
-        MSRResNetDynamic(num_models=sizes.num_models, **body),
-        Degradation_Predictor(nf=sizes.predictor_feat, num_networks=sizes.num_models),
-        config.degradation.labels,
-    )
+    generator = MSRResNetDynamic(num_models=sizes.num_models, **body)
+    predictor = Degradation_Predictor(nf=sizes.predictor_feat, num_networks=sizes.num_models)
+    scheme = config.degradation.labels
+    predictor.reset_parameters(mix_vectors(config.degradation.levels.drawn(), scheme).mean(0))
+    return DASR(generator, predictor, scheme)
 
 
 def _start(config: TrainConfig, network: DASR | MSRResNetDynamic) -> None:
-    files = config.start.weights
     try:
+        files = tuple(map(find_weights, config.start.weights))
         found = _load(files, config.network.kind)
     except (CheckpointError, OSError, TypeError) as error:
         raise TrainingError(f"start.weights: {error}") from error

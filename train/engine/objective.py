@@ -67,7 +67,7 @@ class Objective:
 
     def restorer(
         self,
-        output: Tensor,
+        output: Tensor | None,
         vector: Tensor | None,
         targets: Targets,
         judge: nn.Module | None,
@@ -75,20 +75,23 @@ class Objective:
         """Return the losses of the restored pictures.
 
         Args:
-            output: [B, 3, H, W].
+            output: [B, 3, H, W]; None where no weight is for pictures.
             vector: predicted degradation vectors [B, 33], None of a static network.
             targets: what the batch holds.
             judge: the discriminator, its parameters frozen; None for no adversarial loss.
         """
         config = self.config
-        output = output.float()
         parts: dict[str, Tensor] = {}
+        if config.regression.weight and vector is not None:
+            regression = config.regression
+            loss = regression_loss(vector, targets.v, regression.entries, regression.criterion)
+            parts["vector"] = config.regression.weight * loss
+        if output is None:
+            return parts
+        output = output.float()
         if config.pixel.weight:
             truth = targets.truth(config.pixel.usm)
             parts["pixel"] = config.pixel.weight * self.pixel(output, truth)
-        if config.regression.weight and vector is not None:
-            loss = regression_loss(vector, targets.v, config.regression.entries)
-            parts["vector"] = config.regression.weight * loss
         if self.perceptual is not None:
             weights = {
                 "perceptual": config.perceptual.weight,

@@ -178,8 +178,8 @@ class Trainer:
                 means["lr"] = self.learner.learning_rate(step)
                 pictures = sum(map(len, parts)) * self.group.world_size
                 self.log.step(done, means, pictures=pictures, wait=wait)
-                if self.log.wants_pictures(done):
-                    self.log.pictures(done, *self._shown())
+                if self.log.wants_pictures(done) and self.learner.shown is not None:
+                    self.log.pictures(done, *self.learner.shown)
             last = done == total
             # Before the validation, which may take long: what is asked to stop may be killed soon.
             if last or stop or _due(done, config.checkpoint.every):
@@ -222,10 +222,6 @@ class Trainer:
                 "engine.accumulate, engine.precision = bfloat16 or engine.recompute take less "
                 f"({one_line(error)})"
             ) from error
-
-    def _shown(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        assert self.learner.shown is not None
-        return self.learner.shown
 
     def _validate(self, step: int) -> None:
         if self.validation is not None and self.log is not None:

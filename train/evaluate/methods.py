@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dasr_ops.models import DASR, SRResNet, Upscaler
 from dasr_ops.models.pictures import PictureError
@@ -25,8 +25,13 @@ METHODS = {
     "dasr": "DASR",
     "true-v": "DASR, true v",
     "mean-v": "DASR, mean v",
+    "x4plus": "Real-ESRGAN x4plus",
+    "animevideov3": "Real-ESRGAN animevideov3",
 }
 """Methods by key, and how they are called in tables."""
+
+PEERS = ("x4plus", "animevideov3")
+"""Methods that are other people's networks."""
 
 _TILE = 256
 
@@ -38,6 +43,8 @@ class Networks:
     Attributes:
         dasr: P and G, or None.
         static: a network without experts, or None.
+        peers: other people's networks by their keys in `METHODS`; they have an attribute
+            ``upscale``, and map pictures [B, 3, H, W], 0..1, to larger ones.
         device: where to compute.
         dtype: of the features.
         tile: side of the largest square of LR pixels that DASR sees at a time; 0: no limit. Tiles
@@ -46,6 +53,7 @@ class Networks:
 
     dasr: DASR | None = None
     static: SRResNet | None = None
+    peers: Mapping[str, nn.Module] = field(default_factory=dict)
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
     tile: int = _TILE
@@ -57,7 +65,8 @@ class Networks:
         Raises:
             ValueError: they do not agree.
         """
-        scales = {net.upscale for net in (self.dasr, self.static) if net is not None}
+        networks = (self.dasr, self.static, *self.peers.values())
+        scales = {net.upscale for net in networks if net is not None}
         if len(scales) > 1:
             raise ValueError(f"networks: expected one magnification, got {sorted(scales)}")
         return next(iter(scales), None)
@@ -102,7 +111,11 @@ def network_methods(
         elif name == "static":
             if networks.static is None:
                 raise ValueError("methods: static needs the weights of a static network")
-            method = _static(networks.static, networks.device, networks.dtype)
+            method = _whole(networks.static, networks)
+        elif name in PEERS:
+            if name not in networks.peers:
+                raise ValueError(f"methods: {name} needs its network among the peers")
+            method = _whole(networks.peers[name], networks)
         elif name == "mean-v" and mean is None:
             raise ValueError("methods: mean-v needs the mean vector")
         else:
@@ -141,12 +154,14 @@ def _bicubic(scale: int) -> Method:
     )
 
 
-def _static(network: SRResNet, device: torch.device | str, dtype: torch.dtype) -> Method:
-    network = network.eval().to(device=device, dtype=dtype)
+def _whole(network: nn.Module, networks: Networks) -> Method:
+    """Return a network that sees the whole picture."""
+    place = {"device": networks.device, "dtype": networks.dtype}
+    network = network.eval().to(**place, memory_format=torch.channels_last)
 
     @torch.no_grad()
     def restored(sample: Sample) -> Tensor:
-        lr = _lr(sample).to(device, dtype, memory_format=torch.channels_last)
+        lr = _lr(sample).to(**place, memory_format=torch.channels_last)
         return network(lr).float().cpu()
 
     return restored

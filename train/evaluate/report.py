@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,18 @@ class Report:
     Args:
         evaluation: with at least one record.
         settings: what to remember about it; anything that JSON holds.
+        time: put the seconds that a picture takes into the table.
 
     Raises:
         ValueError: there is no record.
     """
 
-    def __init__(self, evaluation: Evaluation, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, evaluation: Evaluation, settings: Mapping[str, Any], *, time: bool = False
+    ) -> None:
         if not evaluation.records:
             raise ValueError("evaluation: expected scored pictures, got none")
-        self.evaluation, self.settings = evaluation, dict(settings)
+        self.evaluation, self.settings, self.time = evaluation, dict(settings), time
         self._levels = list(dict.fromkeys(record.level for record in evaluation.records))
         self._metrics = list(evaluation.records[0].scores)
 
@@ -44,15 +48,25 @@ class Report:
         return f"{names}, means over {pictures} picture{'s' if pictures != 1 else ''}"
 
     def markdown(self) -> str:
-        """Return the table of means: a row for each method, a column for each level."""
-        lines = [f"| | {' | '.join(self._levels)} |", f"| --- |{' --- |' * len(self._levels)}"]
+        """Return the table of means: a row for each method, a column for each level.
+
+        With ``time`` another column holds the median of the seconds that a picture takes.
+        """
+        columns = [*self._levels, *(["seconds"] if self.time else [])]
+        lines = [f"| | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
         for method, by_level in self.evaluation.means().items():
             cells = [self._cell(by_level.get(level)) for level in self._levels]
+            if self.time:
+                cells.append(f"{self._seconds(method):.2g}")
             lines.append(f"| {method} | {' | '.join(cells)} |")
         text = "\n".join(lines) + "\n"
         if self.evaluation.vector is not None and len(self.evaluation.vector):
             text += "\n" + self.evaluation.vector.markdown()
         return text
+
+    def _seconds(self, method: str) -> float:
+        seconds = [r.seconds for r in self.evaluation.records if r.method == method]
+        return statistics.median(seconds)
 
     def _cell(self, scores: Mapping[str, float] | None) -> str:
         if scores is None:  # every picture failed

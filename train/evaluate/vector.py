@@ -7,19 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..degradations import LAYOUT, NUM_LABELS, labels, sample
+from ..degradations import LAYOUT, NUM_LABELS, mix_vectors
 
 COLUMNS = ("P", "median of the mix", "mean of the mix", "best constant")
 """Predictors of the table. No constant has a lower error on the pictures than the best one: it is
 the median of their true vectors, which nobody knows beforehand."""
-
-
-def mix_vectors(
-    mix: Mapping[str, float], scheme: str = "unified", samples: int = 4096, seed: int = 0
-) -> Tensor:
-    """Draw degradation vectors, float32 [samples, 33], from a mix of levels (name -> weight)."""
-    generator = torch.Generator().manual_seed(seed)
-    return labels(sample(generator, samples, dict(mix)), scheme)
 
 
 def mix_constants(

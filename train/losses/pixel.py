@@ -60,28 +60,37 @@ def pixel_loss(criterion: str) -> Criterion:
     return loss
 
 
-def regression_loss(predicted: Tensor, target: Tensor, entries: Sequence[float] = ()) -> Tensor:
+REGRESSION = ("l1", "l2")
+"""Names of the kinds of difference of vectors."""
+
+
+def regression_loss(
+    predicted: Tensor, target: Tensor, entries: Sequence[float] = (), criterion: str = "l1"
+) -> Tensor:
     r"""Compare predicted degradation vectors with the true ones.
 
-    The mean of w[i] \|predicted[b, i] - target[b, i]\| over all samples and entries; weights are
-    factors, so weights of 2 for all entries double it.
+    The mean of w[i] \|d[b, i]\|, or of w[i] d[b, i]², over all samples and entries, where d is
+    predicted - target; weights are factors, so weights of 2 for all entries double it.
 
     Args:
         predicted: [B, N], floating-point; N is 33 for DASR.
         target: of the same shape.
         entries: w, a number >= 0 for each of the N entries; empty: 1 each.
+        criterion: ``'l1'`` or ``'l2'``.
 
     Returns:
         A float32 number.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: shapes differ or are empty, or ``entries`` has not N finite numbers >= 0.
+        ValueError: shapes differ or are empty, ``entries`` has not N finite numbers >= 0, or
+            ``criterion`` is unknown.
     """
     owner = "regression_loss"
+    one_of(owner, "criterion", criterion, REGRESSION)
     predicted, target = wide_pair(owner, ("predicted", "target"), predicted, target)
     if not len(entries):
-        return F.l1_loss(predicted, target)
+        return CRITERIA[criterion](predicted, target)
     count = predicted.shape[-1] if predicted.dim() else 1
     if len(entries) != count:
         raise ValueError(f"{owner}: entries: expected {count} weights, got {len(entries)}")
@@ -89,4 +98,6 @@ def regression_loss(predicted: Tensor, target: Tensor, entries: Sequence[float] 
     if not all(0 <= value < math.inf for value in values):
         raise ValueError(f"{owner}: entries: expected finite weights >= 0, got {values}")
     weights = torch.tensor(values, dtype=predicted.dtype, device=predicted.device)
-    return (predicted - target).abs().mul(weights).mean()
+    difference = predicted - target
+    size = difference.abs() if criterion == "l1" else difference.square()
+    return size.mul(weights).mean()
