@@ -401,8 +401,14 @@ def test_vector_errors_by_hand():
     assert found == pytest.approx([0.25, 1.75 / 3, 1.25 / 3, 0.5 / 3])
     assert errors.result("a")["best constant"] == [0.0] * 33
     assert "better than any constant for 0 of 33" in errors.summary()
+    assert errors.explained() == pytest.approx([1 - 0.0625 / (0.5 / 9)] * 33)
+    assert np.isnan(errors.explained("a")).all()
+    assert errors.markdown().splitlines()[-1].endswith(" | -12 % |")
+    errors.add("c", torch.full((1, 33), 0.25), torch.full((1, 33), 0.25))
+    assert errors.explained("c") == pytest.approx([float("nan")] * 33, nan_ok=True)
+    assert errors.explained() == pytest.approx([1 - 3 / 4] * 33)
     with pytest.raises(ValueError, match="level: expected one with known vectors"):
-        errors.result("c")
+        errors.result("d")
     with pytest.raises(ValueError, match=r"mean: expected \[33\]"):
         VectorErrors(torch.zeros(33), torch.zeros(32))
 

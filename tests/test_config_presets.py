@@ -99,23 +99,34 @@ def test_small_is_the_recipe_of_the_shipped_network():
     network, data, optimizer = config.network, config.data, config.optimizer
     assert (network.num_feat, network.num_block, network.num_models) == (32, 5, 5)
     assert network.predictor_feat == 16
-    assert (data.patch_size, data.batch_size) == (128, 8)
-    assert config.degradation.levels.drawn() == {"clean": 0.15, "weak": 0.35, "standard": 0.5}
+    assert (data.patch_size, data.batch_size) == (192, 8)
+    levels = {"clean": 0.15, "weak": 0.25, "standard": 0.35, "severe": 0.25}
+    assert config.degradation.levels.drawn() == levels
     assert (optimizer.name, optimizer.lr, optimizer.clip_norm) == ("Adam", 1e-3, 1)
     assert optimizer.betas == (0.9, 0.99)
     schedule = config.schedule
-    assert (schedule.iterations, schedule.warmup) == (8000, 300)
+    assert (schedule.iterations, schedule.warmup) == (12000, 300)
     assert (schedule.kind, schedule.final) == ("cosine", 0)
+    assert (config.loss.regression.weight, config.loss.regression.criterion) == (1, "l2")
     assert (config.engine.ema, config.loss.true_vector) == (0.999, 0.5)
     assert not (config.degradation.sharpen or config.loss.pixel.usm)
     assert config.loss.perceptual.weight == config.loss.gan.weight == 0
+
+
+def test_small_p_is_the_predictor_of_small():
+    small_p = load_config("small-p")
+    assert not small_p.loss.restores
+    assert set(_differences(small_p, load_config("small"))) == {
+        *("run", "data.patch_size", "data.source_size", "data.batch_size"),
+        *("loss.pixel.weight", "optimizer.lr", "schedule.iterations", "log.images_every"),
+    }
 
 
 def test_small_gan_adds_to_small():
     changed = set(_differences(load_config("small-gan"), load_config("small")))
     assert changed == {
         *("run", "loss.perceptual.weight", "loss.perceptual.network", "loss.gan.weight"),
-        *("optimizer.lr", "schedule.kind", "schedule.warmup"),
+        *("optimizer.lr", "schedule.iterations", "schedule.kind", "schedule.warmup"),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -57,14 +58,33 @@ class VectorErrors:
         Raises:
             ValueError: there are none.
         """
-        chosen = [i for i, name in enumerate(self._levels) if level in (None, name)]
-        if not chosen:
-            raise ValueError(f"level: expected one with known vectors, got {level!r}")
-        true = torch.stack([self._true[i] for i in chosen])
-        predicted = torch.stack([self._predicted[i] for i in chosen])
+        predicted, true = self._chosen(level)
         best = true.median(0).values
         errors = [(guess - true).abs().mean(0) for guess in (predicted, *self._constants, best)]
         return {name: e.tolist() for name, e in zip(COLUMNS, errors, strict=True)}
+
+    def explained(self, level: str | None = None) -> list[float]:
+        """Return which share of the variance of each entry P explains, over all or at a level.
+
+        1 - mean((predicted - true)^2) / variance(true): 1 at best, 0 of the best constant under a
+        squared loss, the mean, below 0 where that is better; NaN where an entry never changes.
+
+        Raises:
+            ValueError: there are no pictures.
+        """
+        predicted, true = self._chosen(level)
+        variance = true.var(0, correction=0)
+        share = 1 - (predicted - true).square().mean(0) / variance
+        return torch.where(variance > 0, share, math.nan).tolist()
+
+    def _chosen(self, level: str | None) -> tuple[Tensor, Tensor]:
+        chosen = [i for i, name in enumerate(self._levels) if level in (None, name)]
+        if not chosen:
+            raise ValueError(f"level: expected one with known vectors, got {level!r}")
+        return (
+            torch.stack([self._predicted[i] for i in chosen]),
+            torch.stack([self._true[i] for i in chosen]),
+        )
 
     def as_json(self) -> dict[str, object]:
         """Return all of it, for a file."""
@@ -73,28 +93,44 @@ class VectorErrors:
             "entries": list(LAYOUT),
             "pictures": len(self),
             "all": self.result(),
+            "explained": self.explained(),
             "levels": {level: self.result(level) for level in levels},
         }
 
     def markdown(self) -> str:
-        """Return the table over all pictures, one row for each entry and one of means."""
+        """Return the table over all pictures, one row for each entry and one of means.
+
+        Absolute errors, and the share of the variance that P explains.
+        """
         errors = self.result()
         lines = [
-            f"| error of v | {' | '.join(COLUMNS)} |",
-            f"| --- |{' --- |' * len(COLUMNS)}",
+            f"| error of v | {' | '.join(COLUMNS)} | explained |",
+            f"| --- |{' --- |' * len(COLUMNS)} --- |",
         ]
+        explained = self.explained()
         for index, entry in enumerate(LAYOUT):
-            lines.append(_row(f"{index} {entry}", [errors[name][index] for name in COLUMNS]))
-        lines.append(_row("mean", [sum(errors[name]) / NUM_LABELS for name in COLUMNS]))
+            values = [errors[name][index] for name in COLUMNS]
+            lines.append(_row(f"{index} {entry}", values, explained[index]))
+        means = [sum(errors[name]) / NUM_LABELS for name in COLUMNS]
+        lines.append(_row("mean", means, self._mean_explained()))
         return "\n".join(lines) + "\n"
+
+    def _mean_explained(self) -> float:
+        known = [share for share in self.explained() if not math.isnan(share)]
+        return sum(known) / len(known) if known else math.nan
 
     def summary(self) -> str:
         """Return one line: where P is better than any constant."""
         errors = self.result()
         pairs = zip(errors["P"], errors["best constant"], strict=True)
         better = sum(p < constant for p, constant in pairs)
-        return f"P is better than any constant for {better} of {NUM_LABELS} entries of v"
+        squared = sum(share > 0 for share in self.explained())
+        return (
+            f"P is better than any constant for {better} of {NUM_LABELS} entries of v in absolute, "
+            f"for {squared} in squared error"
+        )
 
 
-def _row(name: str, values: Sequence[float]) -> str:
-    return f"| {name} | {' | '.join(f'{value:.4f}' for value in values)} |"
+def _row(name: str, values: Sequence[float], explained: float) -> str:
+    share = "-" if math.isnan(explained) else f"{100 * explained:.0f} %"
+    return f"| {name} | {' | '.join(f'{value:.4f}' for value in values)} | {share} |"
