@@ -17,7 +17,7 @@ from dasr_ops.train.config_files import load_config, presets, to_dict
 yaml = pytest.importorskip("yaml", reason="presets need PyYAML")
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ["paper", "paper-dasr-psnr", "paper-psnr", "small", "small-gan", "small-p", "smoke"]
+NAMES = ["dasr", "dasr-gan", "paper", "paper-dasr-psnr", "paper-psnr", "small", "small-gan", "small-p", "smoke"]
 
 
 def _differences(first: TrainConfig, second: TrainConfig) -> dict[str, tuple]:
@@ -119,6 +119,19 @@ def test_small_p_is_the_predictor_of_small():
     assert set(_differences(small_p, load_config("small"))) == {
         *("run", "data.patch_size", "data.source_size", "data.batch_size"),
         *("loss.pixel.weight", "optimizer.lr", "schedule.iterations", "log.images_every"),
+    }
+
+
+def test_dasr_has_the_size_of_the_paper_and_its_second_stage_fits():
+    dasr, gan = load_config("dasr"), load_config("dasr-gan")
+    assert dasr.network == gan.network == load_config("paper").network
+    assert dasr.degradation.levels == gan.degradation.levels
+    assert not (dasr.degradation.sharpen or dasr.loss.pixel.usm or dasr.loss.gan.weight)
+    assert set(_differences(gan, dasr)) == {
+        *("run", "degradation.sharpen", "optimizer.lr"),
+        *("loss.pixel.usm", "loss.gan.weight", "loss.perceptual.weight"),
+        *("loss.perceptual.usm", "loss.perceptual.network"),
+        *("schedule.iterations", "schedule.kind", "schedule.warmup"),
     }
 
 

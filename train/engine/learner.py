@@ -29,6 +29,9 @@ _POWER_ITERATIONS = 3
 """Of the spectral norms in a step, as many as the official code's three calls make. They are done
 at its start, so that a batch may come in any number of parts."""
 
+_RISE = 200
+"""Steps in which the learning rate rises to its course where optimisers begin anew."""
+
 _LEAST_SCALE = 2.0**-14
 """Of losses in float16: gradients that overflow at this factor have no place in that type."""
 
@@ -47,6 +50,7 @@ class Learner:
         restorer: the network that restores pictures.
         discriminator: its adversary, or None.
         average: the averages of the restorer.
+        anew: the step from which optimisers began anew in a run that went on, or None.
         shown: after a step the last LR, SR and ground truth, for the log; None where only P learns.
 
     Raises:
@@ -64,6 +68,7 @@ class Learner:
         if isinstance(self.restorer.network, DASR):
             self.restorer.network.net_p.to(memory_format=self.memory_format)
         self.average = Average(self.restorer, engine.ema)
+        self.anew: int | None = None
         optimizer = config.optimizer
         self.optimizer = build_optimizer(optimizer, self.restorer.parameters(), optimizer.lr)
         self.discriminator_optimizer: torch.optim.Optimizer | None = None
@@ -185,7 +190,7 @@ class Learner:
 
     def update(self, step: int) -> None:
         """Change the weights by the gradients at hand, and forget those."""
-        share = factor(self.config.schedule, step)
+        share = self._share(step)
         for optimizer, lr in self._optimizers():
             for group in optimizer.param_groups:
                 group["lr"] = lr * share
@@ -196,7 +201,13 @@ class Learner:
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of G and P in a step."""
-        return self.config.optimizer.lr * factor(self.config.schedule, step)
+        return self.config.optimizer.lr * self._share(step)
+
+    def _share(self, step: int) -> float:
+        share = factor(self.config.schedule, step)
+        if self.anew is not None:
+            share *= min(1.0, (step - self.anew + 1) / _RISE)
+        return share
 
     def _optimizers(self) -> list[tuple[torch.optim.Optimizer, float]]:
         config = self.config.optimizer
@@ -207,7 +218,8 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs, by name; see `load_state_dict`."""
-        state = {
+        state: dict[str, Any] = {
+            "anew": self.anew,
             "restorer": self.restorer.state_dict(),
             "average": self.average.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -218,20 +230,24 @@ class Learner:
             state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
         return state
 
-    def load_state_dict(self, state: dict[str, Any], *, optimizers: bool = True) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, anew: int | None = None) -> None:
         """Go on from `state_dict`.
 
-        A discriminator that the state does not hold stays as it is.
+        A discriminator that the state does not hold stays as it is, averages that it does not hold
+        begin at the weights.
 
         Args:
             state: of the networks of the settings.
-            optimizers: whether it is of the same optimisers; if not, they begin anew.
+            anew: the step from which optimisers begin anew, whatever the state holds, and the
+                learning rate rises once more; None: they go on.
 
         Raises:
             KeyError, RuntimeError, ValueError: the state is of other networks or optimisers.
         """
         self.restorer.load_state_dict(state["restorer"])
-        self.average.network.load_state_dict(state["average"])
+        self.average.network.load_state_dict(state.get("average", state["restorer"]))
+        self.anew = state.get("anew") if anew is None else anew
+        optimizers = anew is None
         if optimizers:
             resume_optimizer(self.optimizer, state["optimizer"])
         if state["scaler"]:

@@ -310,8 +310,9 @@ class Trainer:
         former, name = state["config"]["optimizer"]["name"], self.config.optimizer.name
         if former != name:
             self.notes.append(f"{name} has no use for the state of {former}: optimisers begin anew")
+        known = former == name and "optimizer" in state["learner"]
         try:
-            self.learner.load_state_dict(state["learner"], optimizers=former == name)
+            self.learner.load_state_dict(state["learner"], anew=None if known else self.start)
         except (KeyError, RuntimeError, ValueError) as error:
             raise TrainingError(
                 f"{self.config.run}: the checkpoint of step {self.start} does not fit the "
@@ -323,8 +324,8 @@ class Trainer:
         before, now = state.get("processes", 1), self.group.world_size
         if before != now:
             self.notes.append(f"{now} processes instead of {before}: batches have another size")
-        if part is None:
-            return  # the run had fewer processes: this one's pool begins empty
+        if part is None or "stream" not in part:
+            return  # of fewer processes, or carried from elsewhere: this one's pool begins empty
         self.stream.load_state_dict(part["stream"])
         torch.set_rng_state(part["random"]["cpu"])
         if self.group.device.type == "cuda" and "cuda" in part["random"]:
