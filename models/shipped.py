@@ -21,7 +21,7 @@ def find_weights(path: StrPath | None = None) -> Path:
 
     Args:
         path: a name among `NAMES`, a file, which is not looked for, or None for the default
-            weights. A file without suffix that is called like a name is to be given as ``./NAME``.
+            weights.
 
     Raises:
         CheckpointError: the build has no weights of that name.

@@ -313,6 +313,11 @@ def test_weights_that_cannot_be_used(tmp_path, weights, capsys, monkeypatch):
     assert _upscale(source, "-o", tmp_path / "out") == 0
     assert _upscale("--weights", "small", source, "-o", tmp_path / "named") == 0
     assert [path.name for path in (tmp_path / "named").iterdir()] == ["a.png"]
+    folder = _picture(tmp_path / "small" / "b.png").parent
+    monkeypatch.chdir(tmp_path)
+    for number, first in enumerate((weights, "small")):
+        assert _upscale("-o", tmp_path / f"after{number}", "--weights", first, folder.name) == 0
+        assert (tmp_path / f"after{number}" / "b.png").is_file()
     assert _upscale("--weights", "dasr", source, "-o", tmp_path / "out1") == 2
     message = "--weights: dasr: this build comes without these weights; it has small"
     assert message in capsys.readouterr().err

@@ -334,6 +334,7 @@ def test_usage_errors(tmp_path, networks, capsys, monkeypatch):
         (["--sr", "set/gt", "--gt", "set/gt", "--methods", "dasr"], "expected --lr or a folder"),
         (["--lr", "set/lr", "--gt", "set/photos"], "without partner in set/photos: set/lr/a.png"),
         (["--sr", "set/lr", "--gt", "set/photos"], "without partner in set/lr: set/photos/p.png"),
+        (["set", "--peers", "set"], "--peers: expected x4plus or animevideov3 among --methods"),
         (["set", "--methods", "nearest"], "names among bicubic static dasr true-v mean-v"),
         (["set", "--methods", "static"], "expected --static with its weights"),
         (["set/photos", "--levels", "fog"], "levels: expected names among"),

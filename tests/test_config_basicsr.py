@@ -295,6 +295,7 @@ def test_no_key_is_dropped_silently(text):
         ({"train__gan_opt": ...}, {"loss.gan.weight": 0}),
         ({"train__perceptual_opt": None}, {"loss.perceptual.weight": 0}),
         ({"train__regress_opt": ...}, {"loss.regression.weight": 0}),
+        ({"train__regress_opt__type": "MSELoss"}, {"loss.regression.criterion": "l2"}),
         ({"train__pixel_opt__type": "MSELoss"}, {"loss.pixel.criterion": "l2"}),
         ({"train__pixel_opt__type": "CharbonnierLoss"}, {"loss.pixel.criterion": "charbonnier"}),
         ({"train__gan_opt__gan_type": "wgan_softplus"}, {"loss.gan.kind": "wgan_softplus"}),

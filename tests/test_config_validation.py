@@ -102,7 +102,7 @@ STATIC = NetworkConfig(kind="srresnet")
                 loss=_off(regression=RegressionLossConfig(weight=1)),
                 validation=ValidationConfig(pictures=Path("a")),
             ),
-            "validation.pictures: expected none where no loss restores pictures",
+            "validation.pictures: expected none where no picture is restored",
         ),
         (lambda: TrainConfig(loss=_off()), "loss: expected a weight above 0 that trains the"),
         (

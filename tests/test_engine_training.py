@@ -343,6 +343,16 @@ def test_other_settings_are_refused_unless_accepted(tmp_path, capsys):
     assert "does not fit the settings" in capsys.readouterr().err
 
 
+def test_checkpoints_of_former_versions_go_on(tmp_path):
+    config = tiny(tmp_path, schedule__iterations=2)
+    assert train(config) == 0
+    state = newest(config)
+    del state["config"]["loss"]["regression"]["criterion"], state["learner"]["anew"]
+    torch.save(state, config.run / "checkpoints" / "step_00000002.pt")
+    assert train(tiny(tmp_path, schedule__iterations=3)) == 0
+    assert newest(config)["step"] == 3
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

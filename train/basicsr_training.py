@@ -18,14 +18,15 @@ def losses(o: Options, dasr: bool, adversarial: bool) -> dict[str, Any]:
         pixel["weight"] = o.get(f"{at}loss_weight", float, 1.0)
         pixel["usm"] = dasr and o.get("l1_gt_usm", bool, True)
         o.expect(f"{at}reduction", "mean")
-    regression = 0.0
+    regression: dict[str, Any] = {"weight": 0.0}
     if dasr and o.section("train.regress_opt"):
-        o.choose("train.regress_opt.type", {"L1Loss": None}, "")
+        kinds = {"L1Loss": "l1", "MSELoss": "l2"}
+        regression["criterion"] = o.choose("train.regress_opt.type", kinds, "")
         o.expect("train.regress_opt.reduction", "mean")
-        regression = o.get("train.regress_opt.loss_weight", float, 1.0)
+        regression["weight"] = o.get("train.regress_opt.loss_weight", float, 1.0)
     return {
         "pixel": pixel,
-        "regression": {"weight": regression},
+        "regression": regression,
         "perceptual": _perceptual(o, dasr),
         "gan": _gan(o, dasr) if adversarial else {"weight": 0.0},
     }

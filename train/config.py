@@ -324,8 +324,8 @@ class TrainConfig:
         trains = loss.restores or (kind == "dasr" and loss.regression.weight > 0)
         require("loss", trains, "a weight above 0 that trains the network", "none")
         pictures = self.validation.pictures
-        expected = "none where no loss restores pictures"
-        require("validation.pictures", loss.restores or pictures is None, expected, pictures)
+        expected = "none where no picture is restored (dasr eval --vector judges P alone)"
+        require("validation.pictures", loss.restores or pictures is None, expected, str(pictures))
         if kind == "srresnet":
             count = len(self.start.weights)
             require("start.weights", count <= 1, "one file for network.kind = srresnet", count)

@@ -30,14 +30,21 @@ def separate(
     Raises:
         UsageError: the first name is not one of weights, or this build lacks it.
     """
-    count = 0
-    while count < min(len(weights), 2) and is_checkpoint(weights[count]):
-        count += 1
-    if weights and count == 0:
+    if weights:
         check_checkpoint(weights[0])
-    if count and not weights[0].suffix:
-        count = 1  # of a name, which is that of G and P
+    count = count_weights(weights)
     return find(weights[:count]), (*inputs, *weights[count:])
+
+
+def count_weights(values: Sequence[Path]) -> int:
+    """Return how many of the values of ``--weights`` are weights: a name, or one or two files.
+
+    What follows is a picture or a folder, whatever its name.
+    """
+    if not values or not is_checkpoint(values[0]):
+        return 0
+    two = len(values) > 1 and values[0].suffix and values[1].suffix
+    return 2 if two and is_checkpoint(values[1]) else 1
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -110,7 +110,7 @@ def _grouped(weights: Sequence[Path]) -> list[tuple[Path, ...]]:
     pending: Path | None = None
     for path in weights:
         check_checkpoint(path)
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             single: tuple[Path, ...] = (path,)
         elif pending is None:
             pending = path

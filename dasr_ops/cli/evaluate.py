@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from . import EXIT_FAILURE, UsageError
-from ._weights import WEIGHTS_HELP, default, find, is_checkpoint
+from ._weights import WEIGHTS_HELP, count_weights, default, find
 
 if TYPE_CHECKING:
     from dasr_ops.train.evaluate import Evaluation, Networks, Report
@@ -124,8 +124,8 @@ class Eval:
     tile: Annotated[
         int,
         _help(
-            "Side of the square that DASR sees at a time, in LR pixels; 0: the whole picture. It "
-            "changes memory only, not results."
+            "Side of the square that DASR sees at a time, in LR pixels; 0: the whole picture, as "
+            "the other networks see it. It changes memory only, not results."
         ),
     ] = 256
     quiet: Annotated[bool, _help("Print the table and errors only.")] = False
@@ -163,7 +163,6 @@ def _hand_back(options: Eval) -> Eval:
     from dasr_ops.train.evaluate import METHODS
 
     takes: dict[str, Callable[[Any], bool]] = {
-        "weights": is_checkpoint,
         "methods": lambda value: value in METHODS or not Path(value).is_dir(),
         "levels": lambda value: value in LEVELS or not Path(value).is_dir(),
         "mix": lambda value: "=" in value,
@@ -175,9 +174,13 @@ def _hand_back(options: Eval) -> Eval:
         "mix": "weights of levels such as weak=0.3",
     }
     photos = options.photos
-    for name, fits in takes.items():
+    for name in kinds:
         values = getattr(options, name)
-        count = next((i for i, value in enumerate(values) if not fits(value)), len(values))
+        if name == "weights":
+            count = count_weights(values)
+        else:
+            fits = takes[name]
+            count = next((i for i, value in enumerate(values) if not fits(value)), len(values))
         if count < len(values):
             if count == 0:
                 raise UsageError(f"--{name}: expected {kinds[name]}, got {values[0]}")
@@ -209,6 +212,8 @@ def _checked(options: Eval) -> Eval:
     if restores and not options.methods:
         static = ("static",) if options.static is not None else ()
         options = replace(options, methods=("bicubic", *static, "dasr"))
+    if options.peers is not None and not {"x4plus", "animevideov3"} & set(options.methods):
+        raise UsageError("--peers: expected x4plus or animevideov3 among --methods")
     if "static" in options.methods and options.static is None:
         raise UsageError("--methods static: expected --static with its weights")
     return options

@@ -164,6 +164,8 @@ def _separate(output: Sequence[Path], weights: Sequence[Path]) -> tuple[Path, tu
         raise UsageError(f"expected one output file, got {len(output)}")
     if len(weights) > 2:
         raise UsageError(f"--weights: expected one or two files, got {len(weights)}")
+    if len(weights) == 2 and not all(path.suffix for path in weights):
+        raise UsageError(f"--weights {' '.join(map(str, weights))}: expected one name, or files")
     return output[0], find(weights)
 
 

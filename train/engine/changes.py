@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+from ..config import TrainConfig
+from ..config_files import to_dict
 
 # Settings that may differ when a run goes on: they do not change what is learnt, or say how long.
 _FREE = (
@@ -21,20 +25,35 @@ _FREE = (
 )
 
 
-def changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+# Where things lie, which another machine has elsewhere.
+_PLACES = ("data.train", "data.root", "loss.perceptual.weights")
+
+
+def changes(old: dict[str, Any], new: dict[str, Any], *, moved: bool = False) -> list[str]:
     """Name the settings that differ and may not, with both values.
 
     Args:
-        old: settings of the run so far, see `config_files.to_dict`.
+        old: settings of the run so far, see `config_files.to_dict`. What it lacks, since a former
+            version had no such field, is as by default.
         new: those that it is to go on with.
-        prefix: of their names.
+        moved: whether the run comes from another machine, so that paths of data may differ too.
     """
-    found = []
+    free = (*_FREE, *_PLACES) if moved else _FREE
+    return list(_differences(old, new, to_dict(TrainConfig()), free, ""))
+
+
+def _differences(
+    old: dict[str, Any],
+    new: dict[str, Any],
+    default: dict[str, Any],
+    free: tuple[str, ...],
+    prefix: str,
+) -> Iterator[str]:
     for name in sorted(old.keys() | new.keys()):
-        path = f"{prefix}{name}"
-        before, now = old.get(name), new.get(name)
+        path, usual = f"{prefix}{name}", default.get(name)
+        before, now = old.get(name, usual), new.get(name)
         if isinstance(before, dict) and isinstance(now, dict):
-            found += changes(before, now, f"{path}.")
-        elif before != now and not any(path == f or path.startswith(f) for f in _FREE):
-            found.append(f"{path} was {before}, is {now}")
-    return found
+            usual = usual if isinstance(usual, dict) else {}
+            yield from _differences(before, now, usual, free, f"{path}.")
+        elif before != now and not any(path == f or path.startswith(f) for f in free):
+            yield f"{path} was {before}, is {now}"

@@ -297,7 +297,8 @@ class Trainer:
         return True
 
     def _check_settings(self, state: State) -> None:
-        changed = changes(state["config"], to_dict(self.config))
+        moved = state.get("carried", False)
+        changed = changes(state["config"], to_dict(self.config), moved=moved)
         if changed and self.config.checkpoint.allow_changes:
             self.notes += changed
         elif changed:
@@ -308,9 +309,10 @@ class Trainer:
 
     def _resume(self, state: State) -> None:
         former, name = state["config"]["optimizer"]["name"], self.config.optimizer.name
-        if former != name:
-            self.notes.append(f"{name} has no use for the state of {former}: optimisers begin anew")
         known = former == name and "optimizer" in state["learner"]
+        if not known:
+            lost = "" if former == name else f"{name} has no use for the state of {former}: "
+            self.notes.append(f"{lost}optimisers begin anew, with a rising rate")
         try:
             self.learner.load_state_dict(state["learner"], anew=None if known else self.start)
         except (KeyError, RuntimeError, ValueError) as error:

@@ -6,18 +6,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from dasr_ops.models.pictures import PictureError
+from dasr_ops.models.tiling import is_out_of_memory
 from dasr_ops.models.upscale import NonFiniteError
 
 from ..watch.samples import Sample, SampleSet
 from ..watch.scores import Means, Scores
 from .methods import Method
 from .vector import VectorErrors
-
-_NO_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,9 @@ def evaluate(
                 else:
                     try:
                         vector.add(sample.level, predict(sample.lr.float() / 255), sample.v)
-                    except _NO_MEMORY:
+                    except (RuntimeError, MemoryError) as error:
+                        if not is_out_of_memory(error):
+                            raise
                         fail(f"{label}, v", "not enough memory")
             for method, restore in methods.items():
                 try:
@@ -120,7 +120,9 @@ def evaluate(
                     values = scores(sr, _ground_truth(sample, sr, samples.scale))
                 except (PictureError, NonFiniteError) as error:
                     fail(f"{label}, {method}", str(error))
-                except _NO_MEMORY:
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
                     fail(f"{label}, {method}", "not enough memory")
                 else:
                     record = Record(method, sample.level, name, sample.draw, values, seconds)

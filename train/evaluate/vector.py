@@ -14,6 +14,9 @@ COLUMNS = ("P", "median of the mix", "mean of the mix", "best constant")
 """Predictors of the table. No constant has a lower error on the pictures than the best one: it is
 the median of their true vectors, which nobody knows beforehand."""
 
+_UNCHANGING = 1e-6
+"""Variance below which there is nothing to explain."""
+
 
 def mix_constants(
     mix: Mapping[str, float], scheme: str = "unified", samples: int = 4096
@@ -75,7 +78,7 @@ class VectorErrors:
         predicted, true = self._chosen(level)
         variance = true.var(0, correction=0)
         share = 1 - (predicted - true).square().mean(0) / variance
-        return torch.where(variance > 0, share, math.nan).tolist()
+        return torch.where(variance > _UNCHANGING, share, math.nan).tolist()
 
     def _chosen(self, level: str | None) -> tuple[Tensor, Tensor]:
         chosen = [i for i, name in enumerate(self._levels) if level in (None, name)]
@@ -112,12 +115,11 @@ class VectorErrors:
             values = [errors[name][index] for name in COLUMNS]
             lines.append(_row(f"{index} {entry}", values, explained[index]))
         means = [sum(errors[name]) / NUM_LABELS for name in COLUMNS]
-        lines.append(_row("mean", means, self._mean_explained()))
+        predicted, true = self._chosen(None)
+        rest, variance = (predicted - true).square().mean(), true.var(0, correction=0).mean()
+        share = (1 - rest / variance).item() if variance > _UNCHANGING else math.nan
+        lines.append(_row("mean", means, share))
         return "\n".join(lines) + "\n"
-
-    def _mean_explained(self) -> float:
-        known = [share for share in self.explained() if not math.isnan(share)]
-        return sum(known) / len(known) if known else math.nan
 
     def summary(self) -> str:
         """Return one line: where P is better than any constant."""
