@@ -16,7 +16,7 @@ from pathlib import Path
 from dasr_ops.bench import tables
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "csrc/README.md", "models/weights/README.md")
+PAGES = ("README.md", "csrc/README.md", "models/weights/README.md", "docs/results.md")
 _BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 

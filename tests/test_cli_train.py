@@ -168,7 +168,7 @@ def test_errors_of_the_engine(engine, capsys):
         ([], "expected a preset or a file first: dasr train CONFIG"),
         (["--data.train", "photos"], "expected a preset or a file first"),
         (["--dry-run"], "expected a preset or a file first"),
-        (["papr"], "no preset and no file named 'papr'; did you mean paper? (presets: paper, "),
+        (["papr"], "no preset and no file named 'papr'; did you mean paper? (presets: dasr, "),
         (["photos"], "photos: expected the folder of a run, with config.yml in it"),
         (["bad.yml"], "bad.yml:2: data.batch_size: expected 1 or more, got 0"),
         (["smoke"], "data.train: expected folders, databases or lists of pictures, got none"),

@@ -100,13 +100,13 @@ def test_small_is_the_recipe_of_the_shipped_network():
     network, data, optimizer = config.network, config.data, config.optimizer
     assert (network.num_feat, network.num_block, network.num_models) == (32, 5, 5)
     assert network.predictor_feat == 16
-    assert (data.patch_size, data.batch_size) == (192, 8)
+    assert (data.patch_size, data.batch_size) == (160, 6)
     levels = {"clean": 0.15, "weak": 0.25, "standard": 0.35, "severe": 0.25}
     assert config.degradation.levels.drawn() == levels
     assert (optimizer.name, optimizer.lr, optimizer.clip_norm) == ("Adam", 1e-3, 1)
     assert optimizer.betas == (0.9, 0.99)
     schedule = config.schedule
-    assert (schedule.iterations, schedule.warmup) == (12000, 300)
+    assert (schedule.iterations, schedule.warmup) == (20000, 300)
     assert (schedule.kind, schedule.final) == ("cosine", 0)
     assert (config.loss.regression.weight, config.loss.regression.criterion) == (1, "l2")
     assert (config.engine.ema, config.loss.true_vector) == (0.999, 0.5)

@@ -18,7 +18,7 @@ def load(path: Path):
     return module
 
 
-@pytest.mark.parametrize("page", ["README.md", "csrc/README.md", "models/weights/README.md"])
+@pytest.mark.parametrize("page", load(ROOT / "docs" / "tables.py").PAGES)
 def test_tables_are_those_that_the_scripts_made(page: str) -> None:
     text = (ROOT / page).read_text()
     assert text.count("<!-- table: ") == text.count("<!-- end of table -->") > 0
