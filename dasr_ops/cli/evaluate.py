@@ -162,28 +162,28 @@ def _hand_back(options: Eval) -> Eval:
     from dasr_ops.train.degradations import LEVELS
     from dasr_ops.train.evaluate import METHODS
 
-    takes: dict[str, Callable[[Any], bool]] = {
-        "methods": lambda value: value in METHODS or not Path(value).is_dir(),
-        "levels": lambda value: value in LEVELS or not Path(value).is_dir(),
-        "mix": lambda value: "=" in value,
-    }
-    kinds = {
-        "weights": "names or files (.safetensors or .pth) of weights",
-        "methods": f"names among {', '.join(METHODS)}",
-        "levels": f"names among {', '.join(LEVELS)}",
-        "mix": "weights of levels such as weak=0.3",
+    def leading(fits: Callable[[str], bool]) -> Callable[[Sequence[str]], int]:
+        return lambda values: next((i for i, v in enumerate(values) if not fits(v)), len(values))
+
+    counts: dict[str, tuple[Callable[[Any], int], str]] = {
+        "weights": (count_weights, "names or files (.safetensors or .pth) of weights"),
+        "methods": (
+            leading(lambda value: value in METHODS or not Path(value).is_dir()),
+            f"names among {', '.join(METHODS)}",
+        ),
+        "levels": (
+            leading(lambda value: value in LEVELS or not Path(value).is_dir()),
+            f"names among {', '.join(LEVELS)}",
+        ),
+        "mix": (leading(lambda value: "=" in value), "weights of levels such as weak=0.3"),
     }
     photos = options.photos
-    for name in kinds:
+    for name, (own, kind) in counts.items():
         values = getattr(options, name)
-        if name == "weights":
-            count = count_weights(values)
-        else:
-            fits = takes[name]
-            count = next((i for i, value in enumerate(values) if not fits(value)), len(values))
+        count = own(values)
         if count < len(values):
             if count == 0:
-                raise UsageError(f"--{name}: expected {kinds[name]}, got {values[0]}")
+                raise UsageError(f"--{name}: expected {kind}, got {values[0]}")
             photos = (*photos, *map(Path, values[count:]))
             options = replace(options, **{name: values[:count]})
     return replace(options, photos=photos)
@@ -212,8 +212,10 @@ def _checked(options: Eval) -> Eval:
     if restores and not options.methods:
         static = ("static",) if options.static is not None else ()
         options = replace(options, methods=("bicubic", *static, "dasr"))
-    if options.peers is not None and not {"x4plus", "animevideov3"} & set(options.methods):
-        raise UsageError("--peers: expected x4plus or animevideov3 among --methods")
+    from dasr_ops.train.evaluate import PEERS
+
+    if options.peers is not None and not PEERS.keys() & set(options.methods):
+        raise UsageError(f"--peers: expected {' or '.join(PEERS)} among --methods")
     if "static" in options.methods and options.static is None:
         raise UsageError("--methods static: expected --static with its weights")
     return options
@@ -314,11 +316,11 @@ def _samples(options: Eval, scale: int) -> SampleSet:
 def _networks(options: Eval) -> Networks:
     import torch
 
-    from dasr_ops.bench.peers import ANIMEVIDEO, X4PLUS, NcnnError
+    from dasr_ops.bench.peers import NcnnError
     from dasr_ops.bench.peers import load as load_peer
     from dasr_ops.models import CheckpointError, load_dasr, load_srresnet
     from dasr_ops.models.upscale import choose_device
-    from dasr_ops.train.evaluate import Networks
+    from dasr_ops.train.evaluate import PEERS, Networks
 
     try:
         device = choose_device() if options.device is None else torch.device(options.device)
@@ -339,7 +341,7 @@ def _networks(options: Eval) -> Networks:
         except CheckpointError as error:
             raise UsageError(f"--static: {error}") from None
     peers = {}
-    for name, network in {"x4plus": X4PLUS, "animevideov3": ANIMEVIDEO}.items():
+    for name, network in PEERS.items():
         if name not in options.methods:
             continue
         try:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dasr_ops.bench.peers import ANIMEVIDEO, X4PLUS
 from dasr_ops.models import DASR, SRResNet, Upscaler
 from dasr_ops.models.pictures import PictureError
 
@@ -30,8 +31,8 @@ METHODS = {
 }
 """Methods by key, and how they are called in tables."""
 
-PEERS = ("x4plus", "animevideov3")
-"""Methods that are other people's networks."""
+PEERS = {"x4plus": X4PLUS, "animevideov3": ANIMEVIDEO}
+"""Methods that are other people's networks, and the names of these, see `bench.peers.load`."""
 
 _TILE = 256
 

@@ -76,9 +76,8 @@ class VectorErrors:
             ValueError: there are no pictures.
         """
         predicted, true = self._chosen(level)
-        variance = true.var(0, correction=0)
-        share = 1 - (predicted - true).square().mean(0) / variance
-        return torch.where(variance > _UNCHANGING, share, math.nan).tolist()
+        rest, variance = (predicted - true).square().mean(0), true.var(0, correction=0)
+        return _share(rest, variance).tolist()
 
     def _chosen(self, level: str | None) -> tuple[Tensor, Tensor]:
         chosen = [i for i, name in enumerate(self._levels) if level in (None, name)]
@@ -117,8 +116,7 @@ class VectorErrors:
         means = [sum(errors[name]) / NUM_LABELS for name in COLUMNS]
         predicted, true = self._chosen(None)
         rest, variance = (predicted - true).square().mean(), true.var(0, correction=0).mean()
-        share = (1 - rest / variance).item() if variance > _UNCHANGING else math.nan
-        lines.append(_row("mean", means, share))
+        lines.append(_row("mean", means, _share(rest, variance).item()))
         return "\n".join(lines) + "\n"
 
     def summary(self) -> str:
@@ -131,6 +129,10 @@ class VectorErrors:
             f"P is better than any constant for {better} of {NUM_LABELS} entries of v in absolute, "
             f"for {squared} in squared error"
         )
+
+
+def _share(rest: Tensor, variance: Tensor) -> Tensor:
+    return torch.where(variance > _UNCHANGING, 1 - rest / variance, math.nan)
 
 
 def _row(name: str, values: Sequence[float], explained: float) -> str:
