@@ -13,6 +13,7 @@ from dasr_ops.train.perceptual_distance import (
     PerceptualDistance,
     find_weights,
 )
+from dasr_ops.train.watch.scores import Scores
 
 LAYERS = [
     ("net.slice1.0", 3, 64, 11),
@@ -99,6 +100,20 @@ def test_the_distance_is_that_of_the_formula(weights, size):
         # float32 sums of up to 4800 products, squared differences of normalised features
         assert found[i].item() == pytest.approx(oracle(a[i], b[i], state), rel=1e-4)
     assert PerceptualDistance(weights)(a, a).tolist() == [0, 0]
+
+
+def test_scores_remember_the_right_ground_truth(weights, monkeypatch):
+    monkeypatch.setattr(perceptual_distance, "find_weights", lambda: weights)
+    scores, distance = Scores(4, perceptual=True), PerceptualDistance()
+    truths = torch.randint(0, 256, (2, 1, 3, 40, 36), dtype=torch.uint8)
+    cut = truths[0][..., :32]
+    results = torch.rand(2, 1, 3, 40, 36)
+    for gt in (truths[0], truths[0].clone(), truths[1], cut, truths[0]):
+        for sr in results:
+            sr = (sr[..., : gt.shape[-1]] * 255).round() / 255
+            # The order of sums may depend on the layout.
+            expected = distance(sr, gt / 255).item()
+            assert scores(sr, gt)["perceptual"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_bad_pictures(weights):

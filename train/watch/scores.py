@@ -41,6 +41,7 @@ class Scores:
         device = torch.device(device)
         self.device = device if device.type in ("cpu", "cuda") else torch.device("cpu")
         self.distance = PerceptualDistance().to(self.device) if perceptual else None
+        self._last_target: tuple[Tensor, list[Tensor]] | None = None
 
     @property
     def least_side(self) -> int:
@@ -68,8 +69,16 @@ class Scores:
             "ssim": ssim_y(pred, target, self.border).item(),
         }
         if self.distance is not None:
-            values["perceptual"] = self.distance(pred.float(), target.float()).item()
+            features = self.distance.features(pred.float())
+            values["perceptual"] = self.distance.between(features, self._features(gt)).item()
         return values
+
+    def _features(self, gt: Tensor) -> list[Tensor]:
+        """Return those of the ground truth, with which many results in turn are compared."""
+        if self._last_target is None or not torch.equal(self._last_target[0], gt):
+            self._last_target = None  # not two at a time
+            self._last_target = gt, self.distance.features(self._unit(gt).float())
+        return self._last_target[1]
 
     def _unit(self, picture: Tensor) -> Tensor:
         picture = picture.to(self.device)
