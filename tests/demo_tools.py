@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,13 +13,37 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dasr_ops.demo.engine import Engine
+from dasr_ops.demo.tasks import Task
 from dasr_ops.models import DASR, Degradation_Predictor, MSRResNetDynamic
+from dasr_ops.models.pictures import Picture
 
 
 def tiny_model(scale: int = 2, seed: int = 0) -> DASR:
     torch.manual_seed(seed)
     net_g = MSRResNetDynamic(num_feat=4, num_block=1, num_models=2, upscale=scale)
     return DASR(net_g, Degradation_Predictor(nf=4, num_networks=2))
+
+
+@contextmanager
+def tiny_engine(*names: str) -> Iterator[Engine]:
+    """The engine of a page that offers tiny networks, by the names of their magnifications."""
+    scales = {"two": 2, "four": 4}
+    models = {name: tiny_model(scales[name], seed) for seed, name in enumerate(names)}
+    engine = Engine(models, device="cpu", tile=64)
+    try:
+        yield engine
+    finally:
+        engine.worker.close()
+
+
+def predicted(engine: Engine, picture: Picture, weights: str) -> torch.Tensor:
+    return engine.predict(picture, weights, Task())
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> int:
+    assert a.shape == b.shape
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
 def noise(width: int, height: int, seed: int = 0) -> np.ndarray:

@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageCms
 
 pytest.importorskip("tyro", reason="the commands parse their arguments by tyro")
 
-from dasr_ops.cli import demo as command
-from dasr_ops.cli import main
 from dasr_ops.demo import engine as engine_module
-from dasr_ops.demo import server
-from dasr_ops.demo.engine import Engine, Settings, crop
-from dasr_ops.demo.regions import Box, busiest_point, detail_around, framed, shown_size
+from dasr_ops.demo.engine import Settings, crop
+from dasr_ops.demo.regions import Box
 from dasr_ops.demo.session import MOST_SESSIONS, VIEWS, Sessions
-from dasr_ops.demo.tasks import Cancelled, Task, Worker
-from dasr_ops.models import Controls, Upscaler
+from dasr_ops.demo.tasks import Task
 from dasr_ops.models.pictures import Picture, read_picture
 
-from .demo_tools import Tab, noise, tiny_model
+from .demo_tools import Tab, difference, noise, predicted, tiny_engine
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def engine():
-    models = {"two": tiny_model(2), "four": tiny_model(4, seed=1)}
-    engine = Engine(models, device="cpu", tile=64)
-    yield engine
-    engine.worker.close()
+    with tiny_engine("two", "four") as engine:
+        yield engine
 
 
 @pytest.fixture
@@ -57,142 +43,13 @@ def _save(path: Path, array: np.ndarray, **options) -> Path:
     return path
 
 
-def _predicted(engine: Engine, picture: Picture, weights: str) -> torch.Tensor:
-    return engine.predict(picture, weights, Task())
-
-
-def _difference(a: np.ndarray, b: np.ndarray) -> int:
-    assert a.shape == b.shape
-    return int(np.abs(a.astype(int) - b.astype(int)).max())
-
-
-# --- regions
-
-
-@pytest.mark.parametrize("center", [(0, 0), (500, 300), (999, 599)])
-def test_details_lie_inside(center):
-    box = detail_around(center, (1000, 600))
-    assert box.size == (200, 150)
-    assert box.left >= 0 and box.top >= 0 and box.right <= 1000 and box.bottom <= 600
-    assert box.left <= center[0] < box.right and box.top <= center[1] < box.bottom
-
-
-@pytest.mark.parametrize("size", [(1, 1), (7, 3000), (3000, 7), (200, 150)])
-def test_details_of_small_and_narrow_pictures(size):
-    box = detail_around((size[0] // 2, size[1] // 2), size)
-    assert box.size == (min(size[0], 200), min(size[1], 150))
-
-
-@pytest.mark.parametrize("size", [(900, 700), (2000, 1500)])
-def test_busiest_point_is_where_something_happens(size):
-    image = np.full((size[1], size[0]), 90, np.uint8)
-    image[500:600, 620:760] = noise(140, 100)[:, :, 0]
-    x, y = busiest_point(Image.fromarray(image))
-    box = detail_around((x, y), size)
-    assert box.left <= 620 and box.right >= 760 and box.top <= 500 and box.bottom >= 600
-
-
-@pytest.mark.parametrize("size", [(1, 1), (3000, 1), (1, 3000)])
-def test_busiest_point_of_tiny_pictures(size):
-    x, y = busiest_point(Image.new("RGB", size))
-    assert 0 <= x < size[0] and 0 <= y < size[1]
-
-
-def test_shown_size_is_bounded():
-    assert shown_size((600, 400)) == (600, 400)
-    assert shown_size((24000, 12000)) == (2400, 1200)
-    assert shown_size((120000, 40)) == (2400, 1)
-
-
-def test_frame_leaves_the_rest_alone():
-    image = Image.new("RGB", (400, 300), "red")
-    result = np.asarray(framed(image, Box(100, 50, 200, 150), (800, 600)))
-    assert (result[80, 30] == (255, 0, 0)).all() and (result[50, 75] == (255, 0, 0)).all()
-    assert (result[25:75, 50:100] == 255).all(2).any()
-
-
-# --- tasks
-
-
-def test_tasks_run_in_turn_and_can_be_called_off():
-    worker, order = Worker(), []
-    first, second, third = Task(), Task(), Task()
-
-    def endless(task):
-        while True:
-            task.report(1, 2)
-            time.sleep(0.001)
-
-    worker.start(first, endless)
-    worker.start(second, lambda task: order.append("second"))
-    worker.start(third, lambda task: order.append("third") or 3)
-    assert not first.finished(0.05)
-    assert (first.started, second.started, first.done, first.total) == (True, False, 1, 2)
-    second.cancel()
-    first.cancel()
-    assert third.finished(10) and third.result() == 3
-    assert order == ["third"]
-    for task in (first, second):
-        with pytest.raises(Cancelled):
-            task.result()
-    worker.close()
-
-
-def test_networks_notice_that_they_are_called_off(engine):
-    """Between two layers, not only between two tiles."""
-    picture = Picture(noise(40, 30))
-    task = Task()
-
-    def run(task):
-        task.cancel()
-        return engine.predict(picture, "two", Task())
-
-    engine.worker.start(task, run)
-    assert task.finished(10)
-    with pytest.raises(Cancelled):
-        task._future.result()
-
-
-# --- engine
-
-
-@pytest.mark.parametrize("weights", ["two", "four"])
-@pytest.mark.parametrize("deblur", [0.0, 0.5])
-def test_result_is_that_of_the_upscaler(engine, weights, deblur):
-    picture = Picture(noise(90, 70))
-    scale = engine.native_scale(weights)
-    v = _predicted(engine, picture, weights)
-    whole = Upscaler(tiny_model(scale, seed=int(weights == "four")), tile=0, device="cpu")
-    expected = whole(picture.color, degradation=Controls(deblur=deblur)(v))
-    settings = Settings(weights, scale, deblur=deblur)
-    result = engine.enlarge(picture, v, settings, Task())
-    assert _difference(result.color, expected) <= 1
-    box = Box(20, 10, 60, 50)
-    detail = engine.enlarge_detail(picture, box, v, settings, Task())
-    assert _difference(detail.color, crop(result, box.scaled(scale)).color) <= 1
-
-
-def test_too_large_results_are_refused(engine):
-    engine.check_size((10_000, 10_000), Settings("two", 2))
-    with pytest.raises(engine_module.TooLargeError, match="20000 × 40000 pixels, 800 million"):
-        engine.check_size((10_000, 20_000), Settings("two", 2))
-
-
-def test_scales_on_offer(engine):
-    assert engine.scales("two") == [2]
-    assert engine.scales("four") == [2, 3, 4]
-
-
-# --- the page
-
-
 def test_small_picture(tab, engine, tmp_path):
     array = noise(60, 40)
     upload = tab.upload(_save(tmp_path / "a.png", array))
     assert not upload.exists()
     tab.run()
     picture = Picture(array)
-    v = _predicted(engine, picture, "two")
+    v = predicted(engine, picture, "two")
     expected = engine.enlarge(picture, v, Settings("two", 2), Task()).color
     assert np.array_equal(tab.image(1), expected)
     bicubic = Image.fromarray(array).resize((120, 80), Image.Resampling.BICUBIC)
@@ -214,7 +71,7 @@ def test_controls_change_the_result_and_nothing_is_measured_twice(
     plain = tab.image(1)
     for name in ("denoise", "deblur", "dejpeg"):
         tab.run(**{name: 1.0})
-        assert _difference(tab.image(1), plain) > 0, name
+        assert difference(tab.image(1), plain) > 0, name
         tab.run(**{name: 0.0})
         assert np.array_equal(tab.image(1), plain)
     assert calls == ["two"]
@@ -240,11 +97,11 @@ def test_large_picture_shows_a_detail_first(tab, tmp_path):
     box = tab.session.detail
     result = tab.session.result[0].color
     assert result.shape == (500, 600, 3)
-    assert _difference(detail, crop(Picture(result), box.scaled(2)).color) <= 1
+    assert difference(detail, crop(Picture(result), box.scaled(2)).color) <= 1
     assert tab.shown["save"]["interactive"] is True
     before = Image.fromarray(array).resize((600, 500), Image.Resampling.BICUBIC)
     cut = np.asarray(before)[2 * box.top : 2 * box.bottom, 2 * box.left : 2 * box.right]
-    assert _difference(tab.image(0), cut) <= 1
+    assert difference(tab.image(0), cut) <= 1
     tab.take(tab.handlers.look(VIEWS[0], tab.request))
     assert np.array_equal(tab.image(1), result)
     point = type("Event", (), {"index": [299, 0]})
@@ -449,151 +306,3 @@ def test_names_of_files(name, expected):
 
     assert _stem(name) == expected
     assert len(_stem("ü" * 300).encode()) <= 150
-
-
-# --- server
-
-
-def test_ports():
-    with server.listen("127.0.0.1", 0) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(server.ServerError, match=f"--port {port}: address already in use"):
-            server.listen("127.0.0.1", port)
-    with server.listen("127.0.0.1", None) as one, server.listen("127.0.0.1", None) as two:
-        assert server.FIRST_PORT <= one.getsockname()[1] < two.getsockname()[1]
-    with pytest.raises(server.ServerError, match="--host nowhere"):
-        server.listen("nowhere.invalid", None)
-
-
-# --- command
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--port", "70000"], "--port 70000"),
-        (["--tile", "20"], "--tile 20"),
-        (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
-        (
-            ["--weights", "a.png"],
-            "--weights a.png: expected small, dasr, dasr-gan or a",
-        ),
-        (["--weights", "g.pth"], "the .pth files of G and P after each other"),
-        (["--device", "nonsense"], "--device nonsense"),
-        (["--share"], "share"),
-    ],
-)
-def test_usage_errors(capsys, monkeypatch, arguments, said):
-    monkeypatch.setattr(server, "check_gradio", lambda: None)
-    assert main(["demo", *arguments]) == 2
-    assert said in capsys.readouterr().err
-
-
-def test_errors_while_serving_are_not_those_of_options(capsys, monkeypatch):
-    monkeypatch.setattr(server, "check_gradio", lambda: None)
-    for error in (ValueError("odd"), RuntimeError("odd\nmore"), OSError(28, "No space left")):
-
-        def fail(*_, error=error):
-            raise error
-
-        monkeypatch.setattr(server, "_run", fail)
-        monkeypatch.setattr(server, "application", lambda *_: None)
-        assert main(["demo", "--device", "cpu", "--port", "0"]) == 1
-        said = capsys.readouterr().err
-        assert "--device" not in said and len(said.splitlines()) == 1
-
-
-def test_a_full_disk_is_no_traceback(capsys, monkeypatch):
-    def full(**_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(server, "check_gradio", lambda: None)
-    monkeypatch.setattr(server.tempfile, "TemporaryDirectory", full)
-    assert main(["demo", "--port", "0"]) == 1
-    assert capsys.readouterr().err.endswith("No space left on device\n")
-
-
-def test_taken_port_is_a_usage_error(capsys, monkeypatch):
-    monkeypatch.setattr(server, "check_gradio", lambda: None)
-    with server.listen("127.0.0.1", 0) as taken:
-        port = str(taken.getsockname()[1])
-        assert main(["demo", "--port", port]) == 2
-    assert f"dasr demo: error: --port {port}: address already in use" in capsys.readouterr().err
-
-
-def test_missing_gradio_is_named(capsys, monkeypatch):
-    def missing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", missing)
-    assert main(["demo"]) == 2
-    assert "Gradio is missing: pip install 'dasr-ops[demo]'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("version", ["5.49.1", "6.9.0", "6.18", "0.1.dev0"])
-def test_old_gradio_is_named(capsys, monkeypatch, version):
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
-    assert main(["demo"]) == 2
-    said = f"Gradio 6.19 or later is needed, got {version}: pip install --upgrade 'dasr-ops[demo]'"
-    assert said in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("version", ["6.19.0", "6.20", "6.100.1", "7.0.0b1"])
-def test_new_gradio_is_taken(monkeypatch, version):
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
-    server.check_gradio()
-
-
-def test_weights_are_grouped_and_named():
-    paths = [Path(p) for p in ("a/x.safetensors", "b/x.safetensors", "g.pth", "p.pth")]
-    groups = command._grouped(paths)
-    assert groups == [(paths[0],), (paths[1],), (paths[2], paths[3])]
-    assert command._names(groups[:1]) == ["x"]
-    assert command._names(groups) == ["a/x", "b/x", "g"]
-    assert command._names([groups[0], groups[0]]) == ["1. x", "2. x"]
-    with pytest.raises(command.UsageError, match="expected the"):
-        command._grouped([paths[2], paths[0]])
-
-
-@pytest.mark.slow
-def test_nothing_else_needs_gradio():
-    code = "import sys, dasr_ops, dasr_ops.cli.demo, dasr_ops.models, dasr_ops.demo\n"
-    code += "assert 'gradio' not in sys.modules and 'fastapi' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-@pytest.mark.parametrize(("signal_", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ends_cleanly(tmp_path, signal_, code):
-    pytest.importorskip("gradio", reason="the page is made by Gradio")
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "HOME": str(tmp_path / "home")}
-    arguments = [sys.executable, "-m", "dasr_ops", "demo", "--port", "0"]
-    process = subprocess.Popen(
-        arguments,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        address = process.stdout.readline().split()[0]
-        host, port = address.removeprefix("http://").split(":")
-        assert host == "127.0.0.1"
-        for _ in range(100):
-            try:
-                socket.create_connection((host, int(port)), timeout=5).close()
-                opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-                opener.open(address, timeout=60).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        assert any(tmp_path.glob("dasr-demo-*"))
-        process.send_signal(signal_)
-        _, errors = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert process.returncode == code, errors
-    assert "Traceback" not in errors
-    assert not list(tmp_path.iterdir())
