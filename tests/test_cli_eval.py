@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 
@@ -30,6 +29,7 @@ from dasr_ops.train.evaluate import METHODS, VectorErrors, mix_constants
 from dasr_ops.train.metrics import psnr_y
 from dasr_ops.train.watch.samples import sample_seed
 
+from .eval_tools import pairs, picture, read, run, shrunk
 from .ncnn_files import write_compact, write_rrdb_net
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,37 +49,6 @@ def networks(tmp_path_factory):
         static = SRResNet(num_feat=8, num_block=1, upscale=scale)
         torch.save({"params": static.state_dict()}, folder / f"static{scale}.pth")
     return folder
-
-
-def picture(path, size=(64, 52), seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    small = rng.integers(0, 256, (12, 11, 3), dtype=np.uint8)
-    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path)
-    return path
-
-
-def shrunk(source, target, scale=4):
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with Image.open(source) as image:
-        size = (image.width // scale, image.height // scale)
-        image.crop((0, 0, size[0] * scale, size[1] * scale)).resize(size).save(target)
-
-
-def pairs(folder, scale=4, suffix=""):
-    for name, size in (("a", (64, 52)), ("deep/b", (51, 63))):
-        gt = picture(folder / "gt" / f"{name}.png", size, seed=len(name))
-        shrunk(gt, folder / "lr" / f"{name}{suffix}.png", scale)
-
-
-def run(*arguments):
-    return main(["eval", *map(str, arguments)])
-
-
-def read(output):
-    content = json.loads(output.with_name(output.name + ".json").read_text())
-    with open(output.with_name(output.name + ".csv"), newline="") as file:
-        return content, list(csv.DictReader(file))
 
 
 def luma(path, size=None, border=4):
@@ -382,8 +351,11 @@ def test_the_perceptual_distance_is_a_metric_too(tmp_path, capsys, monkeypatch):
     from dasr_ops.train.watch import scores
 
     class Distance(torch.nn.Module):
-        def forward(self, pred, target):
-            return (pred - target).abs().mean().view(1)
+        def features(self, picture):
+            return [picture]
+
+        def between(self, pred, target):
+            return (pred[0] - target[0]).abs().mean().view(1)
 
     monkeypatch.setattr(scores, "PerceptualDistance", Distance)
     picture(tmp_path / "gt" / "a.png")

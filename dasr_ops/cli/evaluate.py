@@ -15,7 +15,7 @@ from . import EXIT_FAILURE, UsageError
 from ._weights import WEIGHTS_HELP, count_weights, default, find
 
 if TYPE_CHECKING:
-    from dasr_ops.train.evaluate import Evaluation, Networks, Report
+    from dasr_ops.train.evaluate import Evaluation, Journal, Networks, Report
     from dasr_ops.train.watch.samples import SampleSet
 
 
@@ -34,6 +34,8 @@ class Eval:
 
     Prints PSNR and SSIM on the luma channel, of pictures rounded to 8 bits. Ground truth may have
     some pixels more than the magnification divides; they are cut off.
+
+    With --output, the same command goes on where it was interrupted, from OUTPUT.partial.
 
     Exit code: 0 if every picture was scored, 1 if any failed, 2 if the command line is wrong (or
     pictures have no partner) and nothing was done, 130 after Ctrl-C.
@@ -153,7 +155,7 @@ def main(argv: Sequence[str]) -> int:
     print(report.markdown(), end="")
     if evaluation.vector is not None and len(evaluation.vector):
         print(f"\n{evaluation.vector.summary()}")
-    written = options.output is None or _write(report, options)
+    written = options.output is None or _write(report, run.keywords["journal"], options)
     return EXIT_FAILURE if evaluation.failed or not written else 0
 
 
@@ -223,14 +225,21 @@ def _checked(options: Eval) -> Eval:
 
 def _prepared(options: Eval) -> tuple[partial[Evaluation], dict[str, Any]]:
     """Return the evaluation, ready to run, and the settings to remember."""
+    import torch
+
     from dasr_ops.train.degradations import NUM_LABELS, SCHEMES
     from dasr_ops.train.evaluate import (
+        JOURNAL_SUFFIX,
         METHODS,
+        Journal,
         VectorErrors,
         evaluate,
+        file_digest,
         folder_method,
         mix_constants,
+        network_digest,
         network_methods,
+        plain_name,
     )
     from dasr_ops.train.perceptual_distance import MissingWeightsError
     from dasr_ops.train.watch.pairs import find_pictures, match
@@ -261,9 +270,10 @@ def _prepared(options: Eval) -> tuple[partial[Evaluation], dict[str, Any]]:
     except MissingWeightsError as error:
         raise UsageError(f"--perceptual: {error}") from None
 
-    methods = {}
+    methods, files = {}, samples.files()
     for folder, label in zip(options.sr, _folder_names(options.sr), strict=True):
         paths = find_pictures(folder, options.suffix)
+        files += paths.values()
         match(paths, samples.paths, folder, options.gt)
         methods[label] = folder_method(paths)
     if options.methods:
@@ -280,19 +290,35 @@ def _prepared(options: Eval) -> tuple[partial[Evaluation], dict[str, Any]]:
     run = partial(evaluate, samples, methods, scores, vector=vector, predict=predict)
     names = samples.names[: options.limit] if options.limit else samples.names
     settings = _settings(options, scale=scale, border=border, mix=mix)
-    return partial(run, names=names), settings
+    journal = None
+    if options.output is not None:
+        key = {
+            **settings,
+            "torch": torch.__version__,
+            "computed on": str(networks.device),
+            "networks": network_digest(networks.dasr, networks.static, *networks.peers.values()),
+            "files": file_digest(files),
+        }
+        output = plain_name(options.output)
+        journal = Journal(output.with_name(output.name + JOURNAL_SUFFIX), key)
+    return partial(run, names=names, journal=journal), settings
 
 
 def _run(run: partial[Evaluation], options: Eval) -> Evaluation:
     from tqdm import tqdm
 
-    total = len(run.keywords["names"])
+    total, journal = len(run.keywords["names"]), run.keywords["journal"]
+    if journal is not None and len(journal) and not options.quiet:
+        print(f"going on: {len(journal)} of {total} pictures are done", file=sys.stderr)
     hidden = True if options.quiet else None  # None: where nobody watches
     with tqdm(total=total, unit="picture", leave=False, disable=hidden) as bar:
-        return run(
+        evaluation = run(
             failed=lambda name, reason: bar.write(f"error: {name}: {reason}", file=sys.stderr),
             done=lambda name: bar.update(),
         )
+    if journal is not None and journal.error is not None:
+        print(f"warning: {journal.path} cannot be written: {journal.error}", file=sys.stderr)
+    return evaluation
 
 
 def _samples(options: Eval, scale: int) -> SampleSet:
@@ -403,9 +429,10 @@ def _settings(options: Eval, **found: Any) -> dict[str, Any]:
     return {"version": __version__, **given, **found}
 
 
-def _write(report: Report, options: Eval) -> bool:
+def _write(report: Report, journal: Journal, options: Eval) -> bool:
     try:
         paths = report.write(options.output)
+        journal.remove()
     except OSError as error:
         reason = error.strerror or error
         print(f"error: {options.output} cannot be written: {reason}", file=sys.stderr)

@@ -69,6 +69,10 @@ class SampleSet(Protocol):
         """Yield the samples of one name; what cannot be read is told to ``failed``."""
         ...
 
+    def files(self) -> list[Path]:
+        """Return all files that the samples are made of; some may be missing."""
+        ...
+
 
 class DegradedSet:
     """Ground truth of a folder, degraded at each level by seeded draws.
@@ -142,6 +146,10 @@ class DegradedSet:
                         self._cache[key] = lr
                 yield Sample(name, level, draw, lr, gt, labels(params, self.scheme))
 
+    def files(self) -> list[Path]:
+        """See `SampleSet`."""
+        return list(self.paths.values())
+
 
 class PairSet:
     """Pairs of files: LR pictures of one or several levels, and their ground truth.
@@ -199,6 +207,11 @@ class PairSet:
                 continue
             yield Sample(name, level, 0, lr, gt[:, :, :height, :width], v)
 
+    def files(self) -> list[Path]:
+        """See `SampleSet`."""
+        lr = [path for paths in self.lr_paths.values() for path in paths.values()]
+        return [*self.paths.values(), *lr, *(path.with_suffix(".json") for path in lr)]
+
 
 class GroundTruthSet:
     """Ground truth without LR pictures, to score pictures that were restored before.
@@ -227,6 +240,10 @@ class GroundTruthSet:
             yield Sample(name, PAIRS, 0, None, read_rgb(self.paths[name]), None)
         except PictureError as error:
             failed(self.paths[name].as_posix(), str(error))
+
+    def files(self) -> list[Path]:
+        """See `SampleSet`."""
+        return list(self.paths.values())
 
 
 def open_folder(

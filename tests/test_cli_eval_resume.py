@@ -1,0 +1,160 @@
+"""`dasr eval --output`: what was interrupted goes on, and only if nothing has changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+pytest.importorskip("tyro", reason="the commands parse their arguments by tyro")
+
+from dasr_ops.models import DASR, Degradation_Predictor, MSRResNetDynamic, save_dasr
+from dasr_ops.train.evaluate import Journal, file_digest, network_digest
+from dasr_ops.train.watch import scores
+
+from .eval_tools import picture, read, run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for index, name in enumerate(("a", "b", "c", "d")):
+        picture(tmp_path / "photos" / f"{name}.png", seed=index)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return _weights(tmp_path / "w.safetensors", 0)
+
+
+@pytest.fixture
+def restored(monkeypatch):
+    """Counts results that are scored; beyond ``most`` of them somebody presses Ctrl-C."""
+
+    class Count:
+        made, most = 0, 10**9
+
+    psnr, count = scores.psnr_y, Count()
+
+    def counting(*arguments):
+        if count.made == count.most:
+            raise KeyboardInterrupt
+        count.made += 1
+        return psnr(*arguments)
+
+    monkeypatch.setattr(scores, "psnr_y", counting)
+    return count
+
+
+def _weights(path, seed):
+    torch.manual_seed(seed)
+    net_g = MSRResNetDynamic(num_feat=4, num_block=1, num_models=2)
+    save_dasr(DASR(net_g, Degradation_Predictor(nf=4, num_networks=2)), path)
+    return path
+
+
+def _result(output):
+    content, rows = read(output)
+    for row in [*content["pictures"], *rows]:
+        row.pop("seconds")
+    return content["pictures"], rows, content["failed"], content["vector"]
+
+
+def test_what_was_interrupted_goes_on(tmp_path, photos, weights, restored, capsys):
+    options = [photos, "--weights", weights, "--vector", "--draws", 1, "--levels", "clean", "weak"]
+    assert run(*options, "-o", tmp_path / "whole") == 0
+    each = restored.made // 4  # bicubic and DASR, two levels
+    assert each == 4
+
+    restored.made, restored.most = 0, 2 * each + 1  # within the third picture
+    assert run(*options, "-o", tmp_path / "t.csv") == 130
+    assert {path.name for path in tmp_path.glob("t*")} == {"t.partial"}
+    with (tmp_path / "t.partial").open("a") as file:
+        file.write('{"name": "c", "rec')  # a kill while it was written
+
+    capsys.readouterr()
+    restored.made, restored.most = 0, each  # the third, and Ctrl-C again
+    assert run(*options, "-o", tmp_path / "t.csv") == 130
+    assert "going on: 2 of 4 pictures are done" in capsys.readouterr().err
+    restored.made, restored.most = 0, 10**9
+    assert run(*options, "-o", tmp_path / "t.csv") == 0
+    assert restored.made == each
+    assert "going on: 3 of 4 pictures are done" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.glob("t*")} == {"t.csv", "t.json", "t.md"}
+    assert _result(tmp_path / "t") == _result(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("change", ["weights", "picture", "option", "broken"])
+def test_what_has_changed_begins_anew(tmp_path, photos, weights, restored, change):
+    options = [photos, "--weights", weights, "--draws", 1, "--levels", "clean"]
+    restored.most = 4
+    assert run(*options, "-o", tmp_path / "t") == 130
+    if change == "weights":
+        _weights(weights, 1)
+    elif change == "picture":
+        picture(photos / "a.png", (68, 52), seed=9)
+    elif change == "option":
+        options += ["--border", 3]
+    else:
+        (tmp_path / "t.partial").write_bytes(b"\xff\x00")
+    restored.made, restored.most = 0, 10**9
+    assert run(*options, "-o", tmp_path / "t") == 0
+    assert restored.made == 8
+
+
+def test_what_failed_is_tried_again(tmp_path, photos, restored, capsys):
+    sr = tmp_path / "sr"
+    shutil.copytree(photos, sr)
+    (sr / "a.png").write_bytes(b"x")
+    options = ["--sr", sr, "--gt", photos, "-o", tmp_path / "t"]
+    restored.most = 2
+    assert run(*options) == 130
+    capsys.readouterr()
+    restored.made, restored.most = 0, 10**9
+    assert run(*options) == 1
+    assert restored.made == 1 and "error: a, sr: " in capsys.readouterr().err
+    assert not (tmp_path / "t.partial").exists()
+
+
+def test_a_full_disk_ends_nothing(tmp_path, photos, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Journal, "_append", full)
+    assert run("--sr", photos, "--gt", photos, "-o", tmp_path / "t") == 0
+    err = capsys.readouterr().err
+    assert f"warning: {tmp_path / 't.partial'} cannot be written: No space left on device" in err
+    assert (tmp_path / "t.md").exists() and not (tmp_path / "t.partial").exists()
+
+
+def test_digests(tmp_path, weights):
+    a, b = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+    assert network_digest(a, None) != network_digest(None, a)
+    assert network_digest(a) != network_digest(b)
+    b.load_state_dict(a.state_dict())
+    assert network_digest(a) == network_digest(b)
+    assert network_digest(a.half()) != network_digest(b)
+    before = file_digest([weights, tmp_path / "none"])
+    assert before == file_digest([weights, tmp_path / "none"])
+    assert before != file_digest([tmp_path / "none", weights])
+    (tmp_path / "none").write_text("")
+    assert before != file_digest([weights, tmp_path / "none"])
+
+
+def test_names_that_are_no_text(tmp_path):
+    from dasr_ops.train.evaluate import Record
+    from dasr_ops.train.evaluate.run import Found
+
+    name, scored = "\udcff/ä", {"psnr": float("inf"), "ssim": float("nan")}
+    journal = Journal(tmp_path / "j", {"x": 1})
+    journal.add(name, Found([Record("m", "l", name, 0, scored, 0.5)], {}, []))
+    assert journal.error is None
+    for line in (tmp_path / "j").read_text().splitlines():
+        json.loads(line)
+    again = Journal(tmp_path / "j", {"x": 1}).get(name)
+    assert repr(again.records) == repr(journal.get(name).records)
+    assert len(Journal(tmp_path / "j", {"x": 2})) == 0
