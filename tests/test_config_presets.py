@@ -17,7 +17,7 @@ from dasr_ops.train.config_files import load_config, presets, to_dict
 yaml = pytest.importorskip("yaml", reason="presets need PyYAML")
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ["dasr", "dasr-gan", "paper", "paper-dasr-psnr", "paper-psnr"]
+NAMES = ["dasr", "dasr-gan", "dasr-p", "paper", "paper-dasr-psnr", "paper-psnr"]
 NAMES += ["small", "small-gan", "small-p", "smoke"]
 
 
@@ -133,6 +133,15 @@ def test_dasr_has_the_size_of_the_paper_and_its_second_stage_fits():
         *("loss.pixel.usm", "loss.gan.weight", "loss.perceptual.weight"),
         *("loss.perceptual.usm", "loss.perceptual.network"),
         *("schedule.iterations", "schedule.kind", "schedule.warmup"),
+    }
+
+
+def test_dasr_p_is_the_predictor_of_dasr():
+    dasr_p = load_config("dasr-p")
+    assert not dasr_p.loss.restores
+    assert set(_differences(dasr_p, load_config("dasr"))) == {
+        *("run", "data.source_size", "loss.pixel.weight"),
+        *("optimizer.lr", "schedule.iterations", "log.images_every"),
     }
 
 
