@@ -170,6 +170,7 @@ def convert(
     *,
     half: bool = False,
     labels: str | None = None,
+    metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> DASR:
     """Convert a pair of ``.pth`` files to one ``.safetensors`` file, or back.
@@ -179,6 +180,7 @@ def convert(
         destinations: as in `save_dasr`; metadata is kept from ``.safetensors`` to ``.safetensors``.
         half: store float16.
         labels: scheme of labels to write, where the sources do not name theirs, or a wrong one.
+        metadata: more entries for a ``.safetensors`` file, such as a title or a licence.
         overwrite: whether existing files are replaced; sources never are.
 
     Returns:
@@ -195,12 +197,13 @@ def convert(
             if Path(destination).resolve() == Path(source).resolve():
                 raise ValueError(f"convert: destinations: {destination} is a source")
     model = load_dasr(*sources)
-    metadata = {}
+    entries = {}
     if len(sources) == 1 and Path(sources[0]).suffix == ".safetensors":
-        metadata = read_metadata(sources[0])
+        entries = read_metadata(sources[0])
+    entries |= metadata or {}
     if labels is not None:
-        model.label_scheme = metadata[LABELS_KEY] = labels
-    save_dasr(model, *destinations, half=half, metadata=metadata, overwrite=overwrite)
+        model.label_scheme = entries[LABELS_KEY] = labels
+    save_dasr(model, *destinations, half=half, metadata=entries, overwrite=overwrite)
     return model
 
 

@@ -26,6 +26,7 @@ from dasr_ops.models import (
     Upscaler,
     load_dasr,
     pictures,
+    read_metadata,
     save_dasr,
 )
 from dasr_ops.models.controls import Controls
@@ -420,7 +421,16 @@ def test_convert(tmp_path, weights, capsys):
     for name, tensor in load_dasr(weights).state_dict().items():
         assert torch.equal(load_dasr(g, p).state_dict()[name], tensor)
         assert torch.equal(load_dasr(back).state_dict()[name], tensor.half().float())
+    named = [str(weights), "-o", str(tmp_path / "named.safetensors"), "--metadata", "title=a=b"]
+    assert main(["convert", *named, "licence=CC0-1.0"]) == 0
+    metadata = read_metadata(tmp_path / "named.safetensors")
+    assert (metadata["title"], metadata["licence"]) == ("a=b", "CC0-1.0")
     capsys.readouterr()
+    for wrong in ("title", "=x", "labels=official"):
+        assert main(["convert", *named[:-1], wrong, "--overwrite"]) == 2
+        assert f"--metadata: expected NAME=VALUE, got {wrong}" in capsys.readouterr().err
+    assert main(["convert", str(weights), "-o", str(g), str(p), "--metadata", "a=b"]) == 2
+    assert "g.pth holds none" in capsys.readouterr().err
     assert main(["convert", str(weights), "-o", str(back)]) == 2
     assert "exists; see --overwrite" in capsys.readouterr().err
     assert main(["convert", str(weights), "-o", str(back), "--overwrite"]) == 0

@@ -101,6 +101,8 @@ def test_equal_pictures(tmp_path, capsys):
 @pytest.mark.parametrize("scale", [2, 4])
 def test_pairs_are_restored(tmp_path, networks, capsys, scale):
     pairs(tmp_path, scale, "x")
+    wide = picture(tmp_path / "gt" / "wide.png", (200, 64))  # more than a tile
+    shrunk(wide, tmp_path / "lr" / "widex.png", scale)
     weights = networks / f"x{scale}.safetensors"
     static = networks / f"static{scale}.pth"
     arguments = ["--lr", tmp_path / "lr", "--gt", tmp_path / "gt", "--suffix", "x"]
@@ -108,8 +110,11 @@ def test_pairs_are_restored(tmp_path, networks, capsys, scale):
     assert run(*arguments, "-o", tmp_path / "t") == 0
     content, rows = read(tmp_path / "t")
     assert list(content["means"]) == ["bicubic", "SRResNet, same body", "DASR"]
-    assert len(rows) == 6 and content["settings"]["border"] == scale
+    assert len(rows) == 9 and content["settings"]["border"] == scale
+    assert set(content["settings"]["networks"]) == {"dasr", "static"}
+    assert content["settings"]["machine"]["threads"] == 1
     model = load_dasr(weights).eval()
+    assert 4 * model.receptive_field_radius < 50  # the least tile, and the LR width of "wide"
     for row in rows:
         if row["method"] == "SRResNet, same body":
             continue
@@ -250,6 +255,55 @@ def test_pairs_with_restored_pictures_and_a_limit(tmp_path, networks, capsys):
     content, rows = read(tmp_path / "t")
     names = [str(tmp_path / "one/sr"), str(tmp_path / "two/sr"), "bicubic"]
     assert list(content["means"]) == names and [row["picture"] for row in rows] == ["a"] * 3
+
+
+def test_folders_that_are_called_like_methods(tmp_path, capsys):
+    pairs(tmp_path)
+    for folder in ("out/bicubic", "x/sr"):
+        shutil.copytree(tmp_path / "gt", tmp_path / folder)
+    arguments = ["--lr", tmp_path / "lr", "--gt", tmp_path / "gt", "--methods", "bicubic"]
+    arguments += ["--limit", 1]
+    assert run(*arguments, "--sr", tmp_path / "out/bicubic", "-o", tmp_path / "t") == 0
+    assert list(read(tmp_path / "t")[0]["means"]) == [str(tmp_path / "out/bicubic"), "bicubic"]
+    assert run(*arguments, "--sr", tmp_path / "x/sr", tmp_path / "x/sr") == 2
+    assert "--sr: expected different folders" in capsys.readouterr().err
+
+
+def test_the_vector_means_what_the_weights_say(tmp_path, networks, capsys):
+    official = load_dasr(networks / "x4.safetensors")
+    official.label_scheme = "official"
+    save_dasr(official, tmp_path / "official.safetensors")
+    weights = ["--weights", tmp_path / "official.safetensors"]
+    picture(tmp_path / "photos" / "a.png", (96, 96))
+    arguments = [tmp_path / "photos", "--levels", "weak", "--draws", 1, "--methods", "true-v"]
+    assert run(*arguments, *weights, "-o", tmp_path / "t") == 0
+    with Image.open(tmp_path / "photos" / "a.png") as image:
+        gt = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+    generator = torch.Generator().manual_seed(sample_seed("a", "weak"))
+    params = sample(generator, 1, "weak")
+    with torch.no_grad():
+        sr = official.eval()(apply(params, gt), degradation=labels(params, "official"))
+    expected = psnr_y(sr.clamp(0, 1), gt).item()
+    assert float(read(tmp_path / "t")[1][0]["psnr"]) == pytest.approx(expected, abs=5e-3)
+    capsys.readouterr()
+    assert run(*arguments, *weights, "--labels", "unified") == 2
+    assert "--labels unified: those of the weights are official" in capsys.readouterr().err
+    official.label_scheme = "mine"
+    save_dasr(official, tmp_path / "official.safetensors")
+    assert run(*arguments, *weights) == 2
+    assert "expected labels unified or official, got mine" in capsys.readouterr().err
+    assert run(*arguments[:-1], "dasr", *weights) == 0  # P says it itself
+
+    # What `dasr degrade` made says its scheme too.
+    gt = picture(tmp_path / "set" / "gt" / "a.png")
+    shrunk(gt, tmp_path / "set" / "weak" / "lr" / "a.png")
+    file = tmp_path / "set" / "weak" / "lr" / "a.json"
+    file.write_text(json.dumps({"v": labels(params)[0].tolist(), "scheme": "official"}))
+    arguments = [tmp_path / "set", "--weights", networks / "x4.safetensors", "--methods"]
+    assert run(*arguments, "dasr") == 0
+    assert run(*arguments, "true-v") == 1
+    said = "a.json: expected labels of the scheme unified, got official"
+    assert said in capsys.readouterr().err
 
 
 def test_networks_of_others(tmp_path, capsys):

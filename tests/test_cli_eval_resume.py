@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -10,8 +11,15 @@ import torch
 
 pytest.importorskip("tyro", reason="the commands parse their arguments by tyro")
 
-from dasr_ops.models import DASR, Degradation_Predictor, MSRResNetDynamic, save_dasr
-from dasr_ops.train.evaluate import Journal, file_digest, network_digest
+from dasr_ops.models import DASR, Degradation_Predictor, MSRResNetDynamic, files, save_dasr
+from dasr_ops.train.evaluate import (
+    Journal,
+    Record,
+    file_digest,
+    network_digest,
+    source_digest,
+)
+from dasr_ops.train.evaluate.run import Found
 from dasr_ops.train.watch import scores
 
 from .eval_tools import picture, read, run
@@ -88,22 +96,38 @@ def test_what_was_interrupted_goes_on(tmp_path, photos, weights, restored, capsy
     assert _result(tmp_path / "t") == _result(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("change", ["weights", "picture", "option", "broken"])
-def test_what_has_changed_begins_anew(tmp_path, photos, weights, restored, change):
+@pytest.mark.parametrize("change", ["networks", "files", "border", "sources", "broken"])
+def test_what_has_changed_begins_anew(
+    tmp_path, photos, weights, restored, change, capsys, monkeypatch
+):
     options = [photos, "--weights", weights, "--draws", 1, "--levels", "clean"]
     restored.most = 4
     assert run(*options, "-o", tmp_path / "t") == 130
-    if change == "weights":
+    capsys.readouterr()
+    if change == "networks":
         _weights(weights, 1)
-    elif change == "picture":
-        picture(photos / "a.png", (68, 52), seed=9)
-    elif change == "option":
+    elif change == "files":
+        picture(photos / "a.png", seed=9)
+    elif change == "border":
         options += ["--border", 3]
+    elif change == "sources":
+        monkeypatch.setattr("dasr_ops.train.evaluate.source_digest", lambda: "other")
     else:
         (tmp_path / "t.partial").write_bytes(b"\xff\x00")
     restored.made, restored.most = 0, 10**9
     assert run(*options, "-o", tmp_path / "t") == 0
     assert restored.made == 8
+    said = f"t.partial is of another evaluation ({change}): beginning anew"
+    assert (said in capsys.readouterr().err) == (change != "broken")
+
+
+def test_what_changes_no_result_does_not_matter(tmp_path, photos, weights, restored):
+    options = [photos, "--weights", weights, "--draws", 1, "--levels", "clean"]
+    restored.most = 4
+    assert run(*options, "--limit", 3, "-o", tmp_path / "t") == 130
+    restored.made, restored.most = 0, 10**9
+    assert run(*options, "--time", "--quiet", "-o", tmp_path / "t") == 0
+    assert restored.made == 4
 
 
 def test_what_failed_is_tried_again(tmp_path, photos, restored, capsys):
@@ -121,19 +145,55 @@ def test_what_failed_is_tried_again(tmp_path, photos, restored, capsys):
 
 
 def test_a_full_disk_ends_nothing(tmp_path, photos, capsys, monkeypatch):
-    def full(*_):
+    def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Journal, "_append", full)
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(files, "_sync", lambda path: None)  # of the report
     assert run("--sr", photos, "--gt", photos, "-o", tmp_path / "t") == 0
     err = capsys.readouterr().err
     assert f"warning: {tmp_path / 't.partial'} cannot be written: No space left on device" in err
     assert (tmp_path / "t.md").exists() and not (tmp_path / "t.partial").exists()
 
 
+def test_two_evaluations_of_one_name(tmp_path):
+    """The later one has the file; the other neither writes into it nor removes it."""
+    path, found = tmp_path / "j", Found([Record("m", "l", "a", 0, {"psnr": 1.0}, 0.5)], {}, [])
+    one, two = Journal(path, {"x": 1}), Journal(path, {"x": 2})
+    one.add("a", found)
+    two.add("b", found)
+    one.add("c", found)
+    one.remove()
+    again = Journal(path, {"x": 2})
+    assert [name for name in "abc" if again.get(name)] == ["b"] and not again.differs
+    assert Journal(path, {"x": 1, "y": 3}).differs == ["x", "y"]
+    two.add("c", found)
+    two.remove()
+    assert not path.exists() and one.error is two.error is None
+
+
+@pytest.mark.parametrize("content", ["", "\n", "[]\n", "{\n", '{"name": "a", "records": []}\n'])
+def test_files_that_are_no_journals(tmp_path, content):
+    path = tmp_path / "j"
+    path.write_text(content)
+    journal = Journal(path, {"x": 1})
+    assert len(journal) == 0 and "x" in journal.differs
+    journal.remove()
+    assert path.exists()  # nothing of it is ours
+
+
+def test_a_journal_that_stays(tmp_path, photos, capsys, monkeypatch):
+    def refuse(self):
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr(Journal, "remove", refuse)
+    assert run("--sr", photos, "--gt", photos, "-o", tmp_path / "t") == 0
+    assert "t.partial cannot be removed: Permission denied" in capsys.readouterr().err
+    assert (tmp_path / "t.md").exists()
+
+
 def test_digests(tmp_path, weights):
     a, b = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
-    assert network_digest(a, None) != network_digest(None, a)
     assert network_digest(a) != network_digest(b)
     b.load_state_dict(a.state_dict())
     assert network_digest(a) == network_digest(b)
@@ -143,12 +203,10 @@ def test_digests(tmp_path, weights):
     assert before != file_digest([tmp_path / "none", weights])
     (tmp_path / "none").write_text("")
     assert before != file_digest([weights, tmp_path / "none"])
+    assert source_digest() == source_digest()
 
 
 def test_names_that_are_no_text(tmp_path):
-    from dasr_ops.train.evaluate import Record
-    from dasr_ops.train.evaluate.run import Found
-
     name, scored = "\udcff/ä", {"psnr": float("inf"), "ssim": float("nan")}
     journal = Journal(tmp_path / "j", {"x": 1})
     journal.add(name, Found([Record("m", "l", name, 0, scored, 0.5)], {}, []))

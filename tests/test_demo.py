@@ -21,8 +21,6 @@ from dasr_ops.models.pictures import Picture, read_picture
 
 from .demo_tools import Tab, difference, noise, predicted, tiny_engine
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture(scope="module")
 def engine():

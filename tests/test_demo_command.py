@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -159,8 +160,12 @@ def test_ends_cleanly(tmp_path, signal_, code):
                 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
                 opener.open(address, timeout=60).close()
                 break
-            except OSError:
+            except urllib.error.HTTPError:
+                raise
+            except OSError:  # not yet listening
                 time.sleep(0.1)
+        else:
+            pytest.fail("the page was never there")
         assert any(tmp_path.glob("dasr-demo-*"))
         process.send_signal(signal_)
         _, errors = process.communicate(timeout=30)

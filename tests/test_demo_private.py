@@ -338,7 +338,7 @@ def test_notes_are_those_of_the_own_thread(tab, picture):
                 )
             found.append(tuple(said))
 
-    barrier, found = threading.Barrier(2), ([], [])
+    barrier, found = threading.Barrier(2, timeout=60), ([], [])
     before = warnings.filters[:], warnings.showwarning
     threads = [
         threading.Thread(target=collect, args=(f"t{number}", found[number], barrier))

@@ -91,10 +91,23 @@ def test_an_older_run_is_taken_on_and_a_newer_one_stays(carried, tmp_path, capsy
     assert unpack(packed, older.run) == 4
     assert newest(older)["step"] == 4
     assert (older.run / "log.csv").read_text().count("\n") == 5
-    with pytest.raises(ValueError, match="is at step 4 already, the pack at 4"):
+    # One that was killed before the settings came is repeated.
+    (older.run / "config.yml").unlink()
+    assert unpack(packed, older.run) == 4
+    assert (older.run / "config.yml").is_file()
+    assert train(load_config(older.run)) == 0  # writes nothing of its own at the step of the pack
+    further = tiny(tmp_path, schedule__iterations=5)
+    assert train(further) == 0
+    with pytest.raises(ValueError, match="is at step 5 already, the pack at 4"):
         unpack(packed, older.run)
     assert main(["unpack", str(packed), str(older.run)]) == 1
     assert "error: " in capsys.readouterr().err
+
+
+def test_an_equal_step_of_the_run_itself_is_worth_more(carried):
+    config, packed = carried
+    with pytest.raises(ValueError, match="is at step 4 already, the pack at 4"):
+        unpack(packed, config.run)
 
 
 def test_another_run_and_one_that_goes_on_stay_as_they_are(carried, tmp_path):

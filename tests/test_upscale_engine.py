@@ -16,6 +16,7 @@ from dasr_ops.models import (
     Degradation_Predictor,
     MSRResNetDynamic,
     memory,
+    read_metadata,
     save_dasr,
     shipped,
 )
@@ -281,6 +282,16 @@ def test_tensors_keep_type_and_gradients_are_not_tracked(model):
         assert result.shape == (2, 3, 10, 12)
         assert not result.requires_grad
         assert 0 <= result.min() <= result.max() <= 1
+
+
+def test_shipped_weights_say_what_they_are():
+    files = list(shipped.FOLDER.glob("*.safetensors"))
+    assert files
+    for path in files:
+        metadata = read_metadata(path)
+        assert path.stem in shipped.NAMES
+        assert (metadata["title"], metadata["licence"]) == (path.stem, "Apache-2.0")
+        assert path.stat().st_size <= 17e6
 
 
 def test_from_pretrained(model, tmp_path, picture, monkeypatch):

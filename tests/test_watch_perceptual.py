@@ -105,6 +105,10 @@ def test_the_distance_is_that_of_the_formula(weights, size):
 def test_scores_remember_the_right_ground_truth(weights, monkeypatch):
     monkeypatch.setattr(perceptual_distance, "find_weights", lambda: weights)
     scores, distance = Scores(4, perceptual=True), PerceptualDistance()
+    features, computed = scores.distance.features, []
+    monkeypatch.setattr(
+        scores.distance, "features", lambda x: (computed.append(x.shape), features(x))[1]
+    )
     truths = torch.randint(0, 256, (2, 1, 3, 40, 36), dtype=torch.uint8)
     cut = truths[0][..., :32]
     results = torch.rand(2, 1, 3, 40, 36)
@@ -114,6 +118,10 @@ def test_scores_remember_the_right_ground_truth(weights, monkeypatch):
             # The order of sums may depend on the layout.
             expected = distance(sr, gt / 255).item()
             assert scores(sr, gt)["perceptual"] == pytest.approx(expected, rel=1e-5)
+    assert len(computed) == 5 * len(results) + 4  # the second ground truth equals the first
+    scores.forget()
+    scores(results[0], truths[0])
+    assert len(computed) == 5 * len(results) + 6
 
 
 def test_bad_pictures(weights):

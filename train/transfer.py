@@ -107,11 +107,11 @@ def unpack(folder: Path, run: Path) -> int:
             different = changes(there["config"], state["config"], moved=True)
             if different:
                 raise ValueError(f"{run}: holds another run: {'; '.join(different)}")
-            if there["step"] >= step:
+            if there["step"] > step or (there["step"] == step and not there.get("carried")):
                 raise ValueError(f"{run}: is at step {there['step']} already, the pack at {step}")
         checkpoints.folder.mkdir(exist_ok=True)
         write_pth(state, checkpoints.path(step))
-        # Settings last: where they are, a checkpoint is.
+        # Settings last: where they are, a checkpoint is. Where they are not, unpack again.
         for name, text in {**logs, CONFIG_NAME: config}.items():
             with atomic_path(run / name) as temporary:
                 temporary.write_text(text, encoding="utf-8", newline="")

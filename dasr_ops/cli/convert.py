@@ -34,6 +34,9 @@ class Convert:
     """What the degradation vector of the network means. auto: what the input says; .pth files that
     do not say it are taken for the released ones (official), .safetensors for ours (unified)."""
 
+    metadata: tuple[str, ...] = ()
+    """More entries for a .safetensors file, such as title=mine licence=CC0-1.0."""
+
     overwrite: bool = False
     """Replace files that exist."""
 
@@ -51,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
             options.output,
             half=options.half,
             labels=None if options.labels == "auto" else options.labels,
+            metadata=_metadata(options),
             overwrite=options.overwrite,
         )
     except FileExistsError as error:
@@ -61,3 +65,15 @@ def main(argv: Sequence[str]) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from None
     return 0
+
+
+def _metadata(options: Convert) -> dict[str, str]:
+    entries = {}
+    for entry in options.metadata:
+        name, separator, value = entry.partition("=")
+        if not (name and separator) or name in ("dasr_ops", "format", "labels"):
+            raise UsageError(f"--metadata: expected NAME=VALUE, got {entry}")
+        entries[name] = value
+    if entries and options.output[0].suffix != ".safetensors":
+        raise UsageError(f"--metadata: {options.output[0]} holds none, a .safetensors file does")
+    return entries

@@ -17,6 +17,7 @@ from ._weights import WEIGHTS_HELP, count_weights, default, find
 if TYPE_CHECKING:
     from dasr_ops.train.evaluate import Evaluation, Journal, Networks, Report
     from dasr_ops.train.watch.samples import SampleSet
+    from dasr_ops.train.watch.scores import Scores
 
 
 def _help(text: str) -> Any:
@@ -108,9 +109,9 @@ class Eval:
         ),
     ] = ()
     labels: Annotated[
-        Literal["unified", "official"],
-        _help("Meaning of the degradation vector; official: that of the released weights."),
-    ] = "unified"
+        Literal["auto", "unified", "official"],
+        _help("Meaning of the degradation vector. auto: what the weights say."),
+    ] = "auto"
     output: Annotated[
         Path | None,
         tyro.conf.arg(
@@ -225,21 +226,13 @@ def _checked(options: Eval) -> Eval:
 
 def _prepared(options: Eval) -> tuple[partial[Evaluation], dict[str, Any]]:
     """Return the evaluation, ready to run, and the settings to remember."""
-    import torch
-
-    from dasr_ops.train.degradations import NUM_LABELS, SCHEMES
     from dasr_ops.train.evaluate import (
-        JOURNAL_SUFFIX,
         METHODS,
-        Journal,
         VectorErrors,
         evaluate,
-        file_digest,
         folder_method,
         mix_constants,
-        network_digest,
         network_methods,
-        plain_name,
     )
     from dasr_ops.train.perceptual_distance import MissingWeightsError
     from dasr_ops.train.watch.pairs import find_pictures, match
@@ -248,22 +241,18 @@ def _prepared(options: Eval) -> tuple[partial[Evaluation], dict[str, Any]]:
     unknown = [name for name in options.methods if name not in METHODS]
     if unknown:
         raise UsageError(f"--methods: expected names among {' '.join(METHODS)}, got {unknown[0]}")
-    if options.labels not in SCHEMES:
-        raise UsageError(f"--labels: expected one of {' '.join(SCHEMES)}, got {options.labels}")
     mix = _mix(options.mix)
     networks = _networks(options)
+    scheme = _scheme(options, networks)
     scale = networks.scale
     if scale is not None and options.scale not in (None, scale):
         raise UsageError(f"--scale {options.scale}: the network magnifies by {scale}")
     scale = scale or options.scale or 4
-    samples = _samples(options, scale)
-    vectors = options.vector or "true-v" in options.methods
-    if vectors and not getattr(samples, "has_vectors", lambda: True)():
+    samples = _samples(options, scale, scheme)
+    if (options.vector or "true-v" in options.methods) and not getattr(
+        samples, "has_vectors", lambda: True
+    )():
         raise UsageError("--vector and true-v: expected NAME.json beside the LR pictures")
-    if networks.dasr is not None and (vectors or "mean-v" in options.methods):
-        count = networks.dasr.net_p.config["num_params"]
-        if count != NUM_LABELS:
-            raise UsageError(f"--weights: expected {NUM_LABELS} entries of v, got {count}")
     border = scale if options.border is None else options.border
     try:
         scores = Scores(border, perceptual=options.perceptual, device=networks.device)
@@ -271,37 +260,76 @@ def _prepared(options: Eval) -> tuple[partial[Evaluation], dict[str, Any]]:
         raise UsageError(f"--perceptual: {error}") from None
 
     methods, files = {}, samples.files()
-    for folder, label in zip(options.sr, _folder_names(options.sr), strict=True):
+    for folder, label in zip(options.sr, _folder_names(options), strict=True):
         paths = find_pictures(folder, options.suffix)
         files += paths.values()
         match(paths, samples.paths, folder, options.gt)
         methods[label] = folder_method(paths)
     if options.methods:
-        mean = _mean_vector(samples.levels, mix, options.labels)
+        mean = None
+        if "mean-v" in options.methods:
+            mean = _mean_vector(samples.levels, mix, scheme)
         methods |= network_methods(options.methods, networks, scale, mean)
     vector = predict = None
     if options.vector:
-        vector = VectorErrors(*mix_constants(mix, options.labels))
+        vector = VectorErrors(*mix_constants(mix, scheme))
         upscaler = networks.upscaler()
 
         def predict(lr: Any) -> Any:
             return upscaler.predict(lr).v
 
-    run = partial(evaluate, samples, methods, scores, vector=vector, predict=predict)
     names = samples.names[: options.limit] if options.limit else samples.names
-    settings = _settings(options, scale=scale, border=border, mix=mix)
-    journal = None
-    if options.output is not None:
-        key = {
-            **settings,
-            "torch": torch.__version__,
-            "computed on": str(networks.device),
-            "networks": network_digest(networks.dasr, networks.static, *networks.peers.values()),
-            "files": file_digest(files),
-        }
-        output = plain_name(options.output)
-        journal = Journal(output.with_name(output.name + JOURNAL_SUFFIX), key)
+    settings = _settings(options, networks, scores, scale=scale, border=border, mix=mix)
+    journal = _journal(options, settings, files)
+    run = partial(evaluate, samples, methods, scores, vector=vector, predict=predict)
     return partial(run, names=names, journal=journal), settings
+
+
+def _scheme(options: Eval, networks: Networks) -> str | None:
+    """Return the scheme of labels, None where no degradation vector is asked for."""
+    from dasr_ops.train.degradations import NUM_LABELS, SCHEMES
+
+    if not (options.vector or {"true-v", "mean-v"} & set(options.methods)):
+        return None
+    count = networks.dasr.net_p.config["num_params"]
+    if count != NUM_LABELS:
+        raise UsageError(f"--weights: expected {NUM_LABELS} entries of v, got {count}")
+    scheme = networks.dasr.label_scheme
+    if scheme not in SCHEMES:
+        raise UsageError(f"--weights: expected labels {' or '.join(SCHEMES)}, got {scheme}")
+    if options.labels not in ("auto", scheme):
+        raise UsageError(
+            f"--labels {options.labels}: those of the weights are {scheme} (dasr convert --labels "
+            "mends weights that say the wrong one)"
+        )
+    return scheme
+
+
+def _journal(options: Eval, settings: dict[str, Any], files: list[Path]) -> Journal | None:
+    """Return what remembers the results, with all that these depend on as its key."""
+    from dasr_ops.train.evaluate import (
+        JOURNAL_SUFFIX,
+        Journal,
+        file_digest,
+        plain_name,
+        source_digest,
+    )
+
+    if options.output is None:
+        return None
+    key = {name: value for name, value in settings.items() if name not in ("time", "limit")}
+    output = plain_name(options.output)
+    journal = Journal(
+        output.with_name(output.name + JOURNAL_SUFFIX),
+        {**key, "sources": source_digest(), "files": file_digest(files)},
+    )
+    if journal.differs:
+        print(
+            f"{journal.path} is of another evaluation ({', '.join(journal.differs)}): "
+            "beginning anew",
+            file=sys.stderr,
+        )
+    return journal
 
 
 def _run(run: partial[Evaluation], options: Eval) -> Evaluation:
@@ -321,7 +349,7 @@ def _run(run: partial[Evaluation], options: Eval) -> Evaluation:
     return evaluation
 
 
-def _samples(options: Eval, scale: int) -> SampleSet:
+def _samples(options: Eval, scale: int, scheme: str | None) -> SampleSet:
     from dasr_ops.train.watch.samples import PAIRS, GroundTruthSet, PairSet, open_folder
 
     if options.photos:
@@ -331,11 +359,11 @@ def _samples(options: Eval, scale: int) -> SampleSet:
             scale,
             draws=options.draws,
             seed=options.seed,
-            scheme=options.labels,
+            scheme=scheme,
             suffix=options.suffix,
         )
     if options.lr is not None:
-        return PairSet({PAIRS: options.lr}, options.gt, scale, suffix=options.suffix)
+        return PairSet({PAIRS: options.lr}, options.gt, scale, suffix=options.suffix, scheme=scheme)
     return GroundTruthSet(options.gt, scale)
 
 
@@ -409,13 +437,21 @@ def _mean_vector(levels: Sequence[str], mix: dict[str, float], scheme: str) -> A
     return mix_constants(known or mix, scheme)[1]
 
 
-def _folder_names(folders: Sequence[Path]) -> list[str]:
-    short = [folder.resolve().name for folder in folders]
-    return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
+def _folder_names(options: Eval) -> list[str]:
+    """Return how the folders of restored pictures are called in tables."""
+    from dasr_ops.train.evaluate import METHODS
+
+    taken = {METHODS[name] for name in options.methods}
+    for names in ([f.resolve().name for f in options.sr], [str(f) for f in options.sr]):
+        if len(set(names)) == len(names) and not taken & set(names):
+            return names
+    raise UsageError(f"--sr: expected different folders, none called {' or '.join(taken) or ''}")
 
 
-def _settings(options: Eval, **found: Any) -> dict[str, Any]:
-    from dasr_ops.version import __version__
+def _settings(options: Eval, networks: Networks, scores: Scores, **found: Any) -> dict[str, Any]:
+    """Return what to remember of an evaluation: how to repeat it, and what its results are of."""
+    from dasr_ops.bench.machine import describe
+    from dasr_ops.train.evaluate import network_digest
 
     given = {
         name: [str(v) for v in value]
@@ -426,17 +462,34 @@ def _settings(options: Eval, **found: Any) -> dict[str, Any]:
         for name, value in vars(options).items()
         if name not in ("output", "quiet")
     }
-    return {"version": __version__, **given, **found}
+    if options.output is None:
+        return {**given, **found}
+    digests = {
+        "dasr": networks.dasr,
+        "static": networks.static,
+        **networks.peers,
+        "perceptual distance": scores.distance,
+    }
+    return {
+        **given,
+        **found,
+        "networks": {n: network_digest(net) for n, net in digests.items() if net is not None},
+        "machine": describe(networks.device),
+    }
 
 
 def _write(report: Report, journal: Journal, options: Eval) -> bool:
     try:
         paths = report.write(options.output)
-        journal.remove()
     except OSError as error:
         reason = error.strerror or error
         print(f"error: {options.output} cannot be written: {reason}", file=sys.stderr)
         return False
+    try:
+        journal.remove()
+    except OSError as error:
+        reason = error.strerror or error
+        print(f"warning: {journal.path} cannot be removed: {reason}", file=sys.stderr)
     if not options.quiet:
         print(f"written: {', '.join(map(str, paths))}", file=sys.stderr)
     return True

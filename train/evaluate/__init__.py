@@ -1,6 +1,6 @@
 """Scoring networks and pictures: the core of ``dasr eval``."""
 
-from .journal import JOURNAL_SUFFIX, Journal, file_digest, network_digest
+from .journal import JOURNAL_SUFFIX, Journal, file_digest, network_digest, source_digest
 from .methods import METHODS, PEERS, Networks, folder_method, network_methods
 from .report import Report, plain_name
 from .run import Evaluation, Record, evaluate
@@ -23,4 +23,5 @@ __all__ = [
     "network_digest",
     "network_methods",
     "plain_name",
+    "source_digest",
 ]

@@ -115,6 +115,7 @@ def evaluate(
         if found is None:
             guess = None if vector is None else predict
             found = _found(name, samples, methods, scores, guess, failed)
+            scores.forget()
             if journal is not None:
                 journal.add(name, found)
         result.records += found.records

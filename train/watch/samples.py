@@ -160,13 +160,22 @@ class PairSet:
         gt: folder of the ground truth, which all levels share.
         scale: the magnification.
         suffix: end of the names of the LR files that the ground truth lacks, such as "x4".
+        scheme: label scheme that the degradation vectors must have, where a file names theirs.
 
     Raises:
         ValueError: a folder is missing or has no pictures, or some have no partner.
     """
 
-    def __init__(self, lr: Mapping[str, Path], gt: Path, scale: int, *, suffix: str = "") -> None:
-        self.levels, self.scale = tuple(lr), scale
+    def __init__(
+        self,
+        lr: Mapping[str, Path],
+        gt: Path,
+        scale: int,
+        *,
+        suffix: str = "",
+        scheme: str | None = None,
+    ) -> None:
+        self.levels, self.scale, self.scheme = tuple(lr), scale, scheme
         self.paths = find_pictures(gt)
         self.lr_paths = {level: find_pictures(folder, suffix) for level, folder in lr.items()}
         for level, folder in lr.items():
@@ -201,7 +210,7 @@ class PairSet:
             try:
                 lr = read_rgb(path)
                 height, width = shared_size(tuple(gt.shape[2:]), tuple(lr.shape[2:]), self.scale)
-                v = read_vector(path.with_suffix(".json"))
+                v = read_vector(path.with_suffix(".json"), self.scheme)
             except PictureError as error:
                 failed(path.as_posix(), str(error))
                 continue
@@ -253,7 +262,7 @@ def open_folder(
     *,
     draws: int = 1,
     seed: int = 0,
-    scheme: str = "unified",
+    scheme: str | None = None,
     suffix: str = "",
     cache_bytes: int = 0,
 ) -> DegradedSet | PairSet:
@@ -271,14 +280,21 @@ def open_folder(
         raise ValueError(f"{folder} has lr/ but no gt/")
     if gt.is_dir():
         if lr.is_dir():
-            return PairSet({PAIRS: lr}, gt, scale, suffix=suffix)
+            return PairSet({PAIRS: lr}, gt, scale, suffix=suffix, scheme=scheme)
         made = {path.parent.name: path for path in folder.glob("*/lr") if path.is_dir()}
         if made:
             known = [level for level in LEVELS if level in made]
             order = [*known, *sorted(set(made) - set(known))]
-            return PairSet({level: made[level] for level in order}, gt, scale, suffix=suffix)
+            levels_made = {level: made[level] for level in order}
+            return PairSet(levels_made, gt, scale, suffix=suffix, scheme=scheme)
     return DegradedSet(
-        folder, levels, scale, draws=draws, seed=seed, scheme=scheme, cache_bytes=cache_bytes
+        folder,
+        levels,
+        scale,
+        draws=draws,
+        seed=seed,
+        scheme=scheme or "unified",
+        cache_bytes=cache_bytes,
     )
 
 
@@ -288,14 +304,19 @@ def sample_seed(name: str, level: str, draw: int = 0, seed: int = 0) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
-def read_vector(path: Path) -> Tensor | None:
+def read_vector(path: Path, scheme: str | None = None) -> Tensor | None:
     """Read the degradation vector of ``dasr degrade``'s JSON file, float32 [1, 33].
+
+    Args:
+        path: of the file.
+        scheme: label scheme that it must have if it names one; None: any.
 
     Returns:
         None where there is no such file, or one without "v".
 
     Raises:
-        PictureError: the file is broken, or "v" is not a list of 33 finite numbers.
+        PictureError: the file is broken, "v" is not a list of 33 finite numbers, or of another
+            scheme.
     """
     if not path.is_file():
         return None
@@ -305,6 +326,10 @@ def read_vector(path: Path) -> Tensor | None:
         raise PictureError(f"{path.name} cannot be read: {error}") from None
     if not isinstance(content, dict) or "v" not in content:
         return None
+    if scheme is not None and content.get("scheme", scheme) != scheme:
+        raise PictureError(
+            f"{path.name}: expected labels of the scheme {scheme}, got {content['scheme']}"
+        )
     try:
         v = torch.tensor(content["v"], dtype=torch.float32).reshape(1, -1)
     except (TypeError, ValueError, RuntimeError):

@@ -73,10 +73,14 @@ class Scores:
             values["perceptual"] = self.distance.between(features, self._features(gt)).item()
         return values
 
+    def forget(self) -> None:
+        """Free what is remembered of the last ground truth: 170 bytes for each of its pixels."""
+        self._last_target = None
+
     def _features(self, gt: Tensor) -> list[Tensor]:
         """Return those of the ground truth, with which many results in turn are compared."""
         if self._last_target is None or not torch.equal(self._last_target[0], gt):
-            self._last_target = None  # not two at a time
+            self.forget()  # not two at a time
             self._last_target = gt, self.distance.features(self._unit(gt).float())
         return self._last_target[1]
 

@@ -101,6 +101,7 @@ class Validation:
                         means.add(one.level, self._score(model, one))
                     except (torch.OutOfMemoryError, MemoryError):
                         self._skip(f"{name} ({one.level})", "not enough memory for all of it")
+                self._scores.forget()
         result = means.result()
         if not result:  # a disk that is gone should not end days of training
             warnings.warn("validation: no picture can be used any more", stacklevel=2)
