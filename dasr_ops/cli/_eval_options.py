@@ -108,7 +108,8 @@ class Eval:
     output: Annotated[
         Path | None,
         tyro.conf.arg(
-            aliases=["-o"], help="Write OUTPUT.md, OUTPUT.csv (each picture) and OUTPUT.json."
+            aliases=["-o"],
+            help="Write OUTPUT.md (a table), OUTPUT.csv (each picture) and OUTPUT.json (the rest).",
         ),
     ] = None
     device: Annotated[str | None, _help("cpu, cuda, cuda:1, mps. Default: the best there is.")] = (

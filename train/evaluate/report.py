@@ -85,12 +85,14 @@ class Report:
         return text.getvalue()
 
     def json(self) -> str:
-        """Return all of it; numbers that are not finite become the texts inf, -inf and nan."""
+        """Return settings, means, failures and errors of the vector; `csv` has the pictures.
+
+        Numbers that are not finite become the texts inf, -inf and nan.
+        """
         vector = self.evaluation.vector
         content = {
             "settings": self.settings,
             "means": self.evaluation.means(),
-            "pictures": [vars(record) for record in self.evaluation.records],
             "failed": self.evaluation.failed,
             "vector": vector.as_json() if vector is not None and len(vector) else None,
         }
