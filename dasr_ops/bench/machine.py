@@ -155,8 +155,9 @@ def _commit() -> str | None:
     commit = _output([*git, "rev-parse", "--short=7", "HEAD"])
     if commit is None:
         return None
-    # Reports of former runs, and what is not tracked, change no figure.
-    changed = _output([*git, "status", "--porcelain", "--untracked-files=no", ":!benches/results"])
+    # Reports, documents, and what is not tracked change no figure.
+    others = (":!benches/results", ":!docs", ":!*.md")
+    changed = _output([*git, "status", "--porcelain", "--untracked-files=no", *others])
     return f"{commit}-dirty" if changed else commit
 
 
