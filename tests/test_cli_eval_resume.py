@@ -12,11 +12,11 @@ import torch
 pytest.importorskip("tyro", reason="the commands parse their arguments by tyro")
 
 from dasr_ops.models import DASR, Degradation_Predictor, MSRResNetDynamic, files, save_dasr
+from dasr_ops.models._digests import network_digest
 from dasr_ops.train.evaluate import (
     Journal,
     Record,
     file_digest,
-    network_digest,
     source_digest,
 )
 from dasr_ops.train.evaluate.run import Found

@@ -239,17 +239,18 @@ def _folder_names(options: Eval) -> list[str]:
     """Return how the folders of restored pictures are called in tables."""
     from dasr_ops.train.evaluate import METHODS
 
-    taken = {METHODS[name] for name in options.methods}
+    taken = [METHODS[name] for name in options.methods]
     for names in ([f.resolve().name for f in options.sr], [str(f) for f in options.sr]):
-        if len(set(names)) == len(names) and not taken & set(names):
+        if len(set(names)) == len(names) and not set(taken) & set(names):
             return names
-    raise UsageError(f"--sr: expected different folders, none called {' or '.join(taken) or ''}")
+    others = f", not called {' or '.join(taken)}" if taken else ""
+    raise UsageError(f"--sr: expected different folders{others}")
 
 
 def _settings(options: Eval, networks: Networks, scores: Scores, **found: Any) -> dict[str, Any]:
     """Return what to remember of an evaluation: how to repeat it, and what its results are of."""
     from dasr_ops.bench.machine import describe
-    from dasr_ops.train.evaluate import network_digest
+    from dasr_ops.models._digests import network_digest
 
     given = {
         name: [str(v) for v in value]

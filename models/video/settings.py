@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._digests import network_digest, tensor_bytes
 from .errors import import_av
 from .options import VideoOptions
 from .plan import VideoPlan
@@ -55,11 +56,7 @@ def _weights(upscaler: Any) -> str:
     model = getattr(upscaler, "model", None)
     if not isinstance(model, torch.nn.Module):
         return type(upscaler).__qualname__
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)} ".encode())
-        digest.update(_bytes(value))
-    return digest.hexdigest()
+    return network_digest(model)
 
 
 def _degradation(
@@ -69,15 +66,11 @@ def _degradation(
     if degradation is None:
         return None
     if isinstance(degradation, Tensor):
-        return hashlib.sha256(_bytes(degradation)).hexdigest()
+        return hashlib.sha256(tensor_bytes(degradation)).hexdigest()
     model = getattr(upscaler, "model", None)
     size = model.net_p.config["num_params"] if isinstance(model, torch.nn.Module) else 33
     ramp = torch.linspace(0, 1, size)
     digest = hashlib.sha256()
     for probe in (torch.zeros(size), torch.full((size,), 0.5), torch.ones(size), ramp):
-        digest.update(_bytes(degradation(probe[None].clone())))
+        digest.update(tensor_bytes(degradation(probe[None].clone())))
     return digest.hexdigest()
-
-
-def _bytes(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -1,6 +1,6 @@
 """Scoring networks and pictures: the core of ``dasr eval``."""
 
-from .journal import JOURNAL_SUFFIX, Journal, file_digest, network_digest, source_digest
+from .journal import JOURNAL_SUFFIX, Journal, file_digest, source_digest
 from .methods import METHODS, PEERS, Networks, folder_method, network_methods
 from .report import Report, plain_name
 from .run import Evaluation, Record, evaluate
@@ -20,7 +20,6 @@ __all__ = [
     "file_digest",
     "folder_method",
     "mix_constants",
-    "network_digest",
     "network_methods",
     "plain_name",
     "source_digest",

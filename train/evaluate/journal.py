@@ -12,9 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-from torch import nn
-
 from dasr_ops.models.files import atomic_path
 
 from .run import Found, Record
@@ -98,20 +95,14 @@ class Journal:
             return False
 
 
-def network_digest(network: nn.Module) -> str:
-    """Return a hash of the weights of a network."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def file_digest(paths: Iterable[Path]) -> str:
     """Return a hash of the names, sizes and times of files; one that is missing has neither."""
     digest = hashlib.sha256()
     for path in paths:
-        stamp = (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None
+        stamp = None
+        with suppress(OSError):
+            state = path.stat()
+            stamp = (state.st_size, state.st_mtime_ns)
         digest.update(f"{path}\0{stamp}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
