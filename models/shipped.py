@@ -10,7 +10,7 @@ from ._tensor_files import CheckpointError, StrPath
 FOLDER = Path(__file__).parent / "weights"
 """Where they are, with their model cards."""
 
-NAMES = ("small", "dasr", "dasr-gan")
+NAMES = ("small", "small-gan", "dasr", "dasr-gan")
 """Names of weights; a build need not have all of them."""
 
 DEFAULT = "small"
@@ -34,7 +34,10 @@ def find_weights(path: StrPath | None = None) -> Path:
         return found
     if path is None:
         raise CheckpointError(f"this build comes without weights ({found.name}); name your own")
-    there = [other for other in NAMES if (FOLDER / f"{other}.safetensors").is_file()]
-    raise CheckpointError(
-        f"{name}: this build comes without these weights; it has {', '.join(there) or 'none'}"
-    )
+    there = ", ".join(available()) or "none"
+    raise CheckpointError(f"{name}: this build comes without these weights; it has {there}")
+
+
+def available() -> list[str]:
+    """Return the names of the weights that this build has."""
+    return [name for name in NAMES if (FOLDER / f"{name}.safetensors").is_file()]

@@ -323,7 +323,9 @@ def test_weights_that_cannot_be_used(tmp_path, weights, capsys, monkeypatch):
     message = "--weights: dasr: this build comes without these weights; it has small"
     assert message in capsys.readouterr().err
     assert _upscale("--weights", "large", source, "-o", tmp_path / "out1") == 2
-    assert "--weights large: expected small, dasr, dasr-gan or a" in capsys.readouterr().err
+    assert (
+        "--weights large: expected small, small-gan, dasr, dasr-gan or a" in capsys.readouterr().err
+    )
     for device in ("nonsense", "cuda:99"):
         assert _upscale(source, "-o", tmp_path / "out2", "--device", device) == 2
         assert f"--device {device}: " in capsys.readouterr().err

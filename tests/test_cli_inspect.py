@@ -214,7 +214,7 @@ def test_the_scheme_is_that_of_the_weights(weights, tmp_path, capsys):
         ((), "no picture and no folder given"),
         (
             ("a.png", "--weights", "b.png"),
-            "--weights b.png: expected small, dasr, ",
+            "--weights b.png: expected small, small-gan, dasr, ",
         ),
         (("a.png", "--weights", "none.safetensors"), "--weights: none.safetensors: "),
         (("a.png", "--json", "no/a.json"), "--json no/a.json: there is no folder no"),

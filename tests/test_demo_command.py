@@ -20,6 +20,9 @@ pytest.importorskip("tyro", reason="the commands parse their arguments by tyro")
 from dasr_ops.cli import demo as command
 from dasr_ops.cli import main
 from dasr_ops.demo import server
+from dasr_ops.models import save_dasr, shipped
+
+from .demo_tools import tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,7 +52,7 @@ def test_ports():
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
         (
             ["--weights", "a.png"],
-            "--weights a.png: expected small, dasr, dasr-gan or a",
+            "--weights a.png: expected small, small-gan, dasr, dasr-gan or a",
         ),
         (["--weights", "g.pth"], "the .pth files of G and P after each other"),
         (["--device", "nonsense"], "--device nonsense"),
@@ -126,6 +129,18 @@ def test_weights_are_grouped_and_named():
     assert command._names([groups[0], groups[0]]) == ["1. x", "2. x"]
     with pytest.raises(command.UsageError, match="expected the"):
         command._grouped([paths[2], paths[0]])
+
+
+def test_all_weights_of_the_package_are_offered(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    with pytest.raises(command.UsageError, match="this build comes without weights"):
+        command._models(())
+    for name, upscale in (("dasr", 2), ("small", 4)):
+        save_dasr(tiny_model(upscale), tmp_path / f"{name}.safetensors")
+    assert [(name, model.upscale) for name, model in command._models(()).items()] == [
+        ("small", 4),
+        ("dasr", 2),
+    ]
 
 
 @pytest.mark.slow

@@ -46,9 +46,9 @@ class StartConfig:
     """Weights to start from; nothing: a random initialisation from the seed."""
 
     weights: tuple[Path, ...] = ()
-    """A DASR (.safetensors, the official .pth files of G and P, or small, dasr or dasr-gan for
-    weights of the package), or a static SRResNet whose kernels every expert then copies. The sizes
-    of the network must agree."""
+    """A DASR (.safetensors, the official .pth files of G and P, or small, small-gan, dasr or
+    dasr-gan for weights of the package), or a static SRResNet whose kernels every expert then
+    copies. The sizes of the network must agree."""
     discriminator: Path | None = None
     """Weights of the discriminator (.pth)."""
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from dasr_ops.models.upscale import Upscaler
 
 WEIGHTS_HELP = (
-    "small, dasr or dasr-gan (weights of the package, as far as this build has them), one "
-    ".safetensors file, or the .pth files of G and P. Default: small."
+    "small, small-gan, dasr or dasr-gan (weights of the package, as far as this build has them), "
+    "one .safetensors file, or the .pth files of G and P. Default: small."
 )
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
@@ -83,6 +83,18 @@ def default() -> Path:
         UsageError: this build has none.
     """
     return _shipped(None)
+
+
+def every() -> tuple[Path, ...]:
+    """Return the files of all weights of the package, the default first.
+
+    Raises:
+        UsageError: this build has none.
+    """
+    from dasr_ops.models.shipped import available, find_weights
+
+    first = default()
+    return first, *(path for path in map(find_weights, available()) if path != first)
 
 
 def _shipped(path: Path | None) -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from . import EXIT_FAILURE, UsageError
-from ._weights import check_checkpoint, default, find
+from ._weights import check_checkpoint, every, find
 
 if TYPE_CHECKING:
     from dasr_ops.models import DASR
@@ -47,8 +47,8 @@ class Demo:
         tuple[Path, ...],
         _help(
             "Weights, of which the page offers a choice: names of those in the package (small, "
-            "dasr, dasr-gan), .safetensors files, and pairs of .pth files of G and P. Default: "
-            "small."
+            "small-gan, dasr, dasr-gan), .safetensors files, and pairs of .pth files of G and P. "
+            "Default: all of the package."
         ),
     ] = ()
     device: Annotated[str | None, _help("cpu, cuda, cuda:1, mps. Default: the best there is.")] = (
@@ -97,7 +97,7 @@ def _models(weights: Sequence[Path]) -> dict[str, DASR]:
     """Load all weights, by the names that the page shows."""
     from dasr_ops.models import CheckpointError, load_dasr
 
-    groups = _grouped(find(weights) if weights else [default()])
+    groups = _grouped(find(weights) if weights else every())
     try:
         return {name: load_dasr(*paths) for name, paths in zip(_names(groups), groups, strict=True)}
     except CheckpointError as error:
