@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from dasr_ops.models import (
     SRResNet,
     load_dasr,
     save_dasr,
+    shipped,
 )
 from dasr_ops.train.degradations import LAYOUT, apply, labels, sample
 from dasr_ops.train.evaluate import METHODS, VectorErrors, mix_constants
@@ -307,6 +309,50 @@ def test_the_vector_means_what_the_weights_say(tmp_path, networks, capsys):
     assert said in capsys.readouterr().err
 
 
+def test_several_networks_side_by_side(tmp_path, networks, monkeypatch, capsys):
+    pairs(tmp_path / "set")
+    other = load_dasr(networks / "x4.safetensors")
+    with torch.no_grad():
+        other.net_g.conv_last.bias.add_(0.1)
+    for folder in ("a", "shipped"):
+        (tmp_path / folder).mkdir()
+    save_dasr(other, tmp_path / "a" / "other.safetensors")
+    save_dasr(other, tmp_path / "g.pth", tmp_path / "p.pth")
+    first = networks / "x4.safetensors"
+    several = [first, tmp_path / "g.pth", tmp_path / "p.pth", tmp_path / "a/other.safetensors"]
+    arguments = ["--lr", tmp_path / "set/lr", "--gt", tmp_path / "set/gt"]
+    assert run(*arguments, "--weights", *several, "-o", tmp_path / "t") == 0
+    content, _ = read(tmp_path / "t")
+    assert list(content["means"]) == ["bicubic", "DASR x4", "DASR g", "DASR other"]
+    digests = content["settings"]["networks"]
+    assert list(digests) == ["dasr x4", "dasr g", "dasr other"]
+    assert digests["dasr g"] == digests["dasr other"] != digests["dasr x4"]
+    assert (
+        content["means"]["DASR g"]["pairs"]["psnr"]
+        == (content["means"]["DASR other"]["pairs"]["psnr"])
+    )
+    for name, weights in (("DASR x4", [first]), ("DASR g", several[1:3])):
+        assert run(*arguments, "--weights", *weights, "-o", tmp_path / "one") == 0
+        one = read(tmp_path / "one")[0]["means"]["DASR"]["pairs"]
+        assert one["psnr"] == content["means"][name]["pairs"]["psnr"]
+
+    # A folder behind the weights, of a name that weights may have.
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "shipped")
+    save_dasr(other, shipped.FOLDER / "small.safetensors")
+    monkeypatch.chdir(tmp_path)
+    Path("set").rename("dasr")
+    capsys.readouterr()
+    assert run("--weights", "small", first, "dasr") == 0
+    assert "| DASR small | " in capsys.readouterr().out
+    assert run("dasr", "--weights", "small", first, "dasr") == 2
+    assert "dasr: this build comes without these weights" in capsys.readouterr().err
+    other.label_scheme = "official"
+    save_dasr(other, "official.safetensors")
+    methods = ["--methods", "dasr", "true-v"]
+    assert run("dasr", *methods, "--weights", first, "official.safetensors") == 2
+    assert "expected the same labels, got official and unified" in capsys.readouterr().err
+
+
 def test_networks_of_others(tmp_path, capsys):
     torch.manual_seed(2)
     made = {"x4plus": RRDBNet(8, 1, 4), "animevideov3": SRVGGNetCompact(6, 2, 4)}
@@ -371,7 +417,12 @@ def test_usage_errors(tmp_path, networks, capsys, monkeypatch):
             ["set", "--weights", "set"],
             "--weights: expected names or files (.safetensors or .pth) of weights, got set",
         ),
-        (["set", "--weights", "none.pth"], "--weights: "),
+        (
+            ["set", "--weights", "none.pth"],
+            "--weights none.pth: expected the .pth files of G and P",
+        ),
+        (["set", "--weights", "g.pth", "p.pth"], "--weights: "),
+        (["set", *w, w[1], "--vector"], "--vector: expected the --weights of one network, got 2"),
         (["set", "--static", "none.pth"], "--static: "),
         (["set", "--device", "abacus"], "--device abacus: "),
         (["set", "--vector", *w], "expected NAME.json beside the LR pictures"),

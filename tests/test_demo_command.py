@@ -17,8 +17,7 @@ import pytest
 
 pytest.importorskip("tyro", reason="the commands parse their arguments by tyro")
 
-from dasr_ops.cli import demo as command
-from dasr_ops.cli import main
+from dasr_ops.cli import UsageError, _weights, main
 from dasr_ops.demo import server
 from dasr_ops.models import save_dasr, shipped
 
@@ -122,25 +121,27 @@ def test_new_gradio_is_taken(monkeypatch, version):
 
 def test_weights_are_grouped_and_named():
     paths = [Path(p) for p in ("a/x.safetensors", "b/x.safetensors", "g.pth", "p.pth")]
-    groups = command._grouped(paths)
+    groups = _weights.grouped(paths)
     assert groups == [(paths[0],), (paths[1],), (paths[2], paths[3])]
-    assert command._names(groups[:1]) == ["x"]
-    assert command._names(groups) == ["a/x", "b/x", "g"]
-    assert command._names([groups[0], groups[0]]) == ["1. x", "2. x"]
-    with pytest.raises(command.UsageError, match="expected the"):
-        command._grouped([paths[2], paths[0]])
+    assert _weights.short_names(groups[:1]) == ["x"]
+    assert _weights.short_names(groups) == ["a/x", "b/x", "g"]
+    assert _weights.short_names([groups[0], groups[0]]) == ["1. x", "2. x"]
+    with pytest.raises(UsageError, match="expected the"):
+        _weights.grouped([paths[2], paths[0]])
 
 
-def test_all_weights_of_the_package_are_offered(tmp_path, monkeypatch):
+def test_all_weights_of_the_package_are_offered(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shipped, "FOLDER", tmp_path)
-    with pytest.raises(command.UsageError, match="this build comes without weights"):
-        command._models(())
-    for name, upscale in (("dasr", 2), ("small", 4)):
-        save_dasr(tiny_model(upscale), tmp_path / f"{name}.safetensors")
-    assert [(name, model.upscale) for name, model in command._models(()).items()] == [
-        ("small", 4),
-        ("dasr", 2),
-    ]
+    monkeypatch.setattr(server, "check_gradio", lambda: None)
+    assert main(["demo"]) == 2
+    assert "this build comes without weights" in capsys.readouterr().err
+    offered = {}
+    monkeypatch.setattr(server, "serve", lambda models, **_: offered.update(models))
+    for name, scale in (("dasr", 2), ("small", 4)):
+        save_dasr(tiny_model(scale), tmp_path / f"{name}.safetensors")
+    assert main(["demo"]) == 0
+    assert {name: model.upscale for name, model in offered.items()} == {"small": 4, "dasr": 2}
+    assert next(iter(offered)) == "small"
 
 
 @pytest.mark.slow

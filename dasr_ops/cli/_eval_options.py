@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from . import UsageError
-from ._weights import WEIGHTS_HELP, count_weights
+from ._weights import is_checkpoint
 
 
 def _help(text: str) -> Any:
@@ -57,7 +57,11 @@ class Eval:
     ] = ()
     weights: Annotated[
         tuple[Path, ...],
-        _help(f"DASR: {WEIGHTS_HELP}"),
+        _help(
+            "Those of one DASR or several, which are then told apart by the names of their files: "
+            "small, small-gan, dasr or dasr-gan (weights of the package, as far as this build has "
+            "them), .safetensors files, and pairs of .pth files of G and P. Default: small."
+        ),
     ] = ()
     static: Annotated[Path | None, _help("Weights of an SRResNet to compare with.")] = None
     peers: Annotated[
@@ -143,11 +147,17 @@ def _hand_back(options: Eval) -> Eval:
     from dasr_ops.train.degradations import LEVELS
     from dasr_ops.train.evaluate import METHODS
 
-    def leading(fits: Callable[[str], bool]) -> Callable[[Sequence[str]], int]:
+    def leading(fits: Callable[[Any], bool]) -> Callable[[Sequence[Any]], int]:
         return lambda values: next((i for i, v in enumerate(values) if not fits(v)), len(values))
 
+    def weights(values: Sequence[Path]) -> int:
+        count = leading(is_checkpoint)(values)
+        folder_last = 1 < count == len(values) and values[-1].is_dir()
+        return count - (folder_last and options.gt is None and not photos)
+
+    photos = options.photos
+    # Weights come last: a folder with a name of weights is one only where no other is given.
     counts: dict[str, tuple[Callable[[Any], int], str]] = {
-        "weights": (count_weights, "names or files (.safetensors or .pth) of weights"),
         "methods": (
             leading(lambda value: value in METHODS or not Path(value).is_dir()),
             f"names among {', '.join(METHODS)}",
@@ -157,8 +167,8 @@ def _hand_back(options: Eval) -> Eval:
             f"names among {', '.join(LEVELS)}",
         ),
         "mix": (leading(lambda value: "=" in value), "weights of levels such as weak=0.3"),
+        "weights": (weights, "names or files (.safetensors or .pth) of weights"),
     }
-    photos = options.photos
     for name, (own, kind) in counts.items():
         values = getattr(options, name)
         count = own(values)
@@ -179,8 +189,6 @@ def _checked(options: Eval) -> Eval:
         raise UsageError("expected a folder of photographs, or --gt with --lr or --sr")
     if options.gt is not None and options.lr is None and not options.sr:
         raise UsageError("--gt: expected --lr or --sr beside it")
-    if len(options.weights) > 2:
-        raise UsageError(f"--weights: expected one or two files, got {len(options.weights)}")
     for name, least in (("draws", 1), ("seed", 0), ("limit", 0), ("tile", 0), ("border", 0)):
         value = getattr(options, name)
         if value is not None and value < least:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from . import UsageError
 
 if TYPE_CHECKING:
+    from dasr_ops.models import DASR
     from dasr_ops.models.upscale import Upscaler
 
 WEIGHTS_HELP = (
@@ -32,11 +33,11 @@ def separate(
     """
     if weights:
         check_checkpoint(weights[0])
-    count = count_weights(weights)
+    count = _count(weights)
     return find(weights[:count]), (*inputs, *weights[count:])
 
 
-def count_weights(values: Sequence[Path]) -> int:
+def _count(values: Sequence[Path]) -> int:
     """Return how many of the values of ``--weights`` are weights: a name, or one or two files.
 
     What follows is a picture or a folder, whatever its name.
@@ -74,6 +75,60 @@ def find(weights: Sequence[Path]) -> tuple[Path, ...]:
         UsageError: this build lacks one.
     """
     return tuple(path if path.suffix else _shipped(path) for path in weights)
+
+
+def grouped(weights: Sequence[Path]) -> list[tuple[Path, ...]]:
+    """Return the files of each network: one, or the two ``.pth`` files that follow each other.
+
+    Raises:
+        UsageError: a file is not one of weights, or a ``.pth`` file is alone.
+    """
+    groups: list[tuple[Path, ...]] = []
+    pending: Path | None = None
+    for path in weights:
+        check_checkpoint(path)
+        if path.suffix.lower() == ".safetensors":
+            single: tuple[Path, ...] = (path,)
+        elif pending is None:
+            pending = path
+            continue
+        else:
+            single = (pending, path)
+            pending = None
+        if pending is not None:
+            break
+        groups.append(single)
+    if pending is not None:
+        raise UsageError(
+            f"--weights {pending}: expected the .pth files of G and P after each other"
+        )
+    return groups
+
+
+def short_names(groups: Sequence[tuple[Path, ...]]) -> list[str]:
+    """Return names of networks, with as much of the folders as tells them apart."""
+    paths = [group[0] for group in groups]
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.with_suffix("").parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{number}. {path.stem}" for number, path in enumerate(paths, 1)]
+
+
+def load_networks(weights: Sequence[Path]) -> dict[str, DASR]:
+    """Load networks, by the names that tell them apart.
+
+    Raises:
+        UsageError: see `grouped`, or one cannot be loaded.
+    """
+    from dasr_ops.models import CheckpointError, load_dasr
+
+    groups = grouped(weights)
+    names = short_names(groups)
+    try:
+        return {name: load_dasr(*paths) for name, paths in zip(names, groups, strict=True)}
+    except CheckpointError as error:
+        raise UsageError(f"--weights: {error}") from None
 
 
 def default() -> Path:

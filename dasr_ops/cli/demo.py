@@ -6,15 +6,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
 from . import EXIT_FAILURE, UsageError
-from ._weights import check_checkpoint, every, find
-
-if TYPE_CHECKING:
-    from dasr_ops.models import DASR
+from ._weights import every, find, load_networks
 
 
 def _help(text: str) -> Any:
@@ -75,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
     try:
         check_gradio()
-        models = _models(options.weights)
+        models = load_networks(find(options.weights) or every())
         serve(
             models,
             host=options.host,
@@ -91,48 +88,3 @@ def main(argv: Sequence[str]) -> int:
         print(f"dasr demo: error: {lines[0]}", file=sys.stderr)
         return EXIT_FAILURE
     return 0
-
-
-def _models(weights: Sequence[Path]) -> dict[str, DASR]:
-    """Load all weights, by the names that the page shows."""
-    from dasr_ops.models import CheckpointError, load_dasr
-
-    groups = _grouped(find(weights) if weights else every())
-    try:
-        return {name: load_dasr(*paths) for name, paths in zip(_names(groups), groups, strict=True)}
-    except CheckpointError as error:
-        raise UsageError(f"--weights: {error}") from None
-
-
-def _grouped(weights: Sequence[Path]) -> list[tuple[Path, ...]]:
-    """Put every two ``.pth`` files that follow each other together."""
-    groups: list[tuple[Path, ...]] = []
-    pending: Path | None = None
-    for path in weights:
-        check_checkpoint(path)
-        if path.suffix.lower() == ".safetensors":
-            single: tuple[Path, ...] = (path,)
-        elif pending is None:
-            pending = path
-            continue
-        else:
-            single = (pending, path)
-            pending = None
-        if pending is not None:
-            break
-        groups.append(single)
-    if pending is not None:
-        raise UsageError(
-            f"--weights {pending}: expected the .pth files of G and P after each other"
-        )
-    return groups
-
-
-def _names(groups: Sequence[tuple[Path, ...]]) -> list[str]:
-    """Return short names, with as much of the folders as tells them apart."""
-    paths = [group[0] for group in groups]
-    for depth in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.with_suffix("").parts[-depth:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{number}. {path.stem}" for number, path in enumerate(paths, 1)]

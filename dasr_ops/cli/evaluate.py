@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import EXIT_FAILURE, UsageError
 from ._eval_options import Eval, mix_of, parse
-from ._weights import default, find
+from ._weights import default, find, load_networks
 
 if TYPE_CHECKING:
     from dasr_ops.train.evaluate import Evaluation, Journal, Networks, Report
@@ -79,21 +79,23 @@ def _prepared(options: Eval) -> tuple[partial[Evaluation], dict[str, Any]]:
     except MissingWeightsError as error:
         raise UsageError(f"--perceptual: {error}") from None
 
-    methods, files = {}, samples.files()
-    for folder, label in zip(options.sr, _folder_names(options), strict=True):
-        paths = find_pictures(folder, options.suffix)
-        files += paths.values()
-        match(paths, samples.paths, folder, options.gt)
-        methods[label] = folder_method(paths)
+    restoring = {}
     if options.methods:
         mean = None
         if "mean-v" in options.methods:
             mean = _mean_vector(samples.levels, mix, scheme)
-        methods |= network_methods(options.methods, networks, scale, mean)
+        restoring = network_methods(options.methods, networks, scale, mean)
+    methods, files = {}, samples.files()
+    for folder, label in zip(options.sr, _folder_names(options.sr, restoring), strict=True):
+        paths = find_pictures(folder, options.suffix)
+        files += paths.values()
+        match(paths, samples.paths, folder, options.gt)
+        methods[label] = folder_method(paths)
+    methods |= restoring
     vector = predict = None
     if options.vector:
         vector = VectorErrors(*mix_constants(mix, scheme))
-        upscaler = networks.upscaler()
+        (upscaler,) = networks.upscalers().values()
 
         def predict(lr: Any) -> Any:
             return upscaler.predict(lr).v
@@ -111,10 +113,13 @@ def _scheme(options: Eval, networks: Networks) -> str | None:
 
     if not (options.vector or {"true-v", "mean-v"} & set(options.methods)):
         return None
-    count = networks.dasr.net_p.config["num_params"]
-    if count != NUM_LABELS:
-        raise UsageError(f"--weights: expected {NUM_LABELS} entries of v, got {count}")
-    scheme = networks.dasr.label_scheme
+    for network in networks.dasr.values():
+        count = network.net_p.config["num_params"]
+        if count != NUM_LABELS:
+            raise UsageError(f"--weights: expected {NUM_LABELS} entries of v, got {count}")
+    scheme, *others = sorted({network.label_scheme for network in networks.dasr.values()})
+    if others:
+        raise UsageError(f"--weights: expected the same labels, got {scheme} and {others[0]}")
     if scheme not in SCHEMES:
         raise UsageError(f"--weights: expected labels {' or '.join(SCHEMES)}, got {scheme}")
     if options.labels not in ("auto", scheme):
@@ -192,7 +197,7 @@ def _networks(options: Eval) -> Networks:
 
     from dasr_ops.bench.peers import NcnnError
     from dasr_ops.bench.peers import load as load_peer
-    from dasr_ops.models import CheckpointError, load_dasr, load_srresnet
+    from dasr_ops.models import CheckpointError, load_srresnet
     from dasr_ops.models.upscale import choose_device
     from dasr_ops.train.evaluate import PEERS, Networks
 
@@ -202,13 +207,11 @@ def _networks(options: Eval) -> Networks:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UsageError(f"--device {options.device}: {first_line}") from None
-    dasr = static = None
+    dasr, static = {}, None
     if options.vector or set(options.methods) & {"dasr", "true-v", "mean-v"}:
-        weights = find(options.weights) or (default(),)
-        try:
-            dasr = load_dasr(*weights)
-        except CheckpointError as error:
-            raise UsageError(f"--weights: {error}") from None
+        dasr = load_networks(find(options.weights) or (default(),))
+    if options.vector and len(dasr) > 1:
+        raise UsageError(f"--vector: expected the --weights of one network, got {len(dasr)}")
     if "static" in options.methods:
         try:
             static = load_srresnet(options.static)
@@ -235,12 +238,9 @@ def _mean_vector(levels: Sequence[str], mix: dict[str, float], scheme: str) -> A
     return mix_constants(known or mix, scheme)[1]
 
 
-def _folder_names(options: Eval) -> list[str]:
+def _folder_names(folders: Sequence[Path], taken: Iterable[str]) -> list[str]:
     """Return how the folders of restored pictures are called in tables."""
-    from dasr_ops.train.evaluate import METHODS
-
-    taken = [METHODS[name] for name in options.methods]
-    for names in ([f.resolve().name for f in options.sr], [str(f) for f in options.sr]):
+    for names in ([f.resolve().name for f in folders], [str(f) for f in folders]):
         if len(set(names)) == len(names) and not set(taken) & set(names):
             return names
     others = f", not called {' or '.join(taken)}" if taken else ""
@@ -263,8 +263,9 @@ def _settings(options: Eval, networks: Networks, scores: Scores, **found: Any) -
     }
     if options.output is None:
         return {**given, **found}
+    several = len(networks.dasr) > 1
     digests = {
-        "dasr": networks.dasr,
+        **{f"dasr {n}" if several else "dasr": net for n, net in networks.dasr.items()},
         "static": networks.static,
         **networks.peers,
         "perceptual distance": scores.distance,

@@ -34,6 +34,7 @@ METHODS = {
 PEERS = {"x4plus": X4PLUS, "animevideov3": ANIMEVIDEO}
 """Methods that are other people's networks, and the names of these, see `bench.peers.load`."""
 
+_DASR = ("dasr", "true-v", "mean-v")
 _TILE = 256
 
 
@@ -42,7 +43,7 @@ class Networks:
     """The networks to compare.
 
     Attributes:
-        dasr: P and G, or None.
+        dasr: networks of P and G, by the names that tell them apart in tables.
         static: a network without experts, or None.
         peers: other people's networks by their keys in `METHODS`; they have an attribute
             ``upscale``, and map pictures [B, 3, H, W], 0..1, to larger ones.
@@ -52,7 +53,7 @@ class Networks:
             have so much context that the result does not depend on it.
     """
 
-    dasr: DASR | None = None
+    dasr: Mapping[str, DASR] = field(default_factory=dict)
     static: SRResNet | None = None
     peers: Mapping[str, nn.Module] = field(default_factory=dict)
     device: torch.device | str = "cpu"
@@ -66,31 +67,34 @@ class Networks:
         Raises:
             ValueError: they do not agree.
         """
-        networks = (self.dasr, self.static, *self.peers.values())
+        networks = (*self.dasr.values(), self.static, *self.peers.values())
         scales = {net.upscale for net in networks if net is not None}
         if len(scales) > 1:
             raise ValueError(f"networks: expected one magnification, got {sorted(scales)}")
         return next(iter(scales), None)
 
-    def upscaler(self) -> Upscaler:
-        """Return DASR in bounded memory.
+    def upscalers(self) -> dict[str, Upscaler]:
+        """Return each DASR in bounded memory.
 
         Raises:
-            ValueError: there is no DASR.
+            ValueError: there is none.
         """
-        if self.dasr is None:
-            raise ValueError("networks: expected a DASR, got None")
-        radius = self.dasr.receptive_field_radius
+        if not self.dasr:
+            raise ValueError("networks: expected a DASR, got none")
+        return {name: self._upscaler(network) for name, network in self.dasr.items()}
+
+    def _upscaler(self, network: DASR) -> Upscaler:
+        radius = network.receptive_field_radius
         tile = 0 if self.tile == 0 else max(self.tile, 4 * radius)
         return Upscaler(
-            self.dasr.eval(), tile=tile, overlap=radius, device=self.device, dtype=self.dtype
+            network.eval(), tile=tile, overlap=radius, device=self.device, dtype=self.dtype
         )
 
 
 def network_methods(
     names: Sequence[str], networks: Networks, scale: int, mean: Tensor | None = None
 ) -> dict[str, Method]:
-    """Return methods by their names in tables.
+    """Return methods by their names in tables, where several DASR have their own names too.
 
     Args:
         names: keys of `METHODS`.
@@ -105,23 +109,24 @@ def network_methods(
     if unknown or not names:
         raise ValueError(f"methods: expected names among {list(METHODS)}, got {list(names)}")
     chosen: dict[str, Method] = {}
-    upscaler = networks.upscaler() if set(names) & {"dasr", "true-v", "mean-v"} else None
+    upscalers = networks.upscalers() if set(names) & set(_DASR) else {}
     for name in names:
         if name == "bicubic":
-            method: Method = _bicubic(scale)
+            chosen[METHODS[name]] = _bicubic(scale)
         elif name == "static":
             if networks.static is None:
                 raise ValueError("methods: static needs the weights of a static network")
-            method = _whole(networks.static, networks)
+            chosen[METHODS[name]] = _whole(networks.static, networks)
         elif name in PEERS:
             if name not in networks.peers:
                 raise ValueError(f"methods: {name} needs its network among the peers")
-            method = _whole(networks.peers[name], networks)
+            chosen[METHODS[name]] = _whole(networks.peers[name], networks)
         elif name == "mean-v" and mean is None:
             raise ValueError("methods: mean-v needs the mean vector")
         else:
-            method = _dasr(upscaler, name, mean)
-        chosen[METHODS[name]] = method
+            for which, upscaler in upscalers.items():
+                own = f"DASR {which}" if len(upscalers) > 1 else "DASR"
+                chosen[METHODS[name].replace("DASR", own, 1)] = _dasr(upscaler, name, mean)
     return chosen
 
 
