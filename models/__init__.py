@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .blend import blend
 from .checkpoint import (
     CheckpointError,
     convert,
@@ -30,6 +31,7 @@ __all__ = [
     "SRResNet",
     "UNetDiscriminatorSN",
     "Upscaler",
+    "blend",
     "convert",
     "describe_prediction",
     "label_scheme_of",

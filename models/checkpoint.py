@@ -34,6 +34,7 @@ from ._tensor_files import (
     write_pth,
     write_safetensors,
 )
+from .blend import blend
 from .dasr import DASR
 from .generator import MSRResNetDynamic, SRResNet
 from .predictor import Degradation_Predictor
@@ -171,6 +172,8 @@ def convert(
     half: bool = False,
     labels: str | None = None,
     metadata: Mapping[str, str] | None = None,
+    blend_with: StrPath | None = None,
+    share: float = 0.5,
     overwrite: bool = False,
 ) -> DASR:
     """Convert a pair of ``.pth`` files to one ``.safetensors`` file, or back.
@@ -181,6 +184,9 @@ def convert(
         half: store float16.
         labels: scheme of labels to write, where the sources do not name theirs, or a wrong one.
         metadata: more entries for a ``.safetensors`` file, such as a title or a licence.
+        blend_with: a ``.safetensors`` file of another network, to write one between both, see
+            `blend`; of metadata that is kept which both have.
+        share: of that network, 0 to 1.
         overwrite: whether existing files are replaced; sources never are.
 
     Returns:
@@ -188,18 +194,22 @@ def convert(
 
     Raises:
         CheckpointError: a source cannot be used.
-        ValueError: ``destinations`` are not as described, or one is a source.
+        ValueError: ``destinations`` are not as described, one is a source, or two networks cannot
+            be blended.
         FileExistsError: a destination exists and ``overwrite`` is False.
         OSError: a destination cannot be written.
     """
     for destination in destinations:
-        for source in sources:
+        for source in (*sources, *([] if blend_with is None else [blend_with])):
             if Path(destination).resolve() == Path(source).resolve():
                 raise ValueError(f"convert: destinations: {destination} is a source")
     model = load_dasr(*sources)
     entries = {}
     if len(sources) == 1 and Path(sources[0]).suffix == ".safetensors":
         entries = read_metadata(sources[0])
+    if blend_with is not None:
+        model = blend(model, load_dasr(blend_with), share)
+        entries = dict(entries.items() & read_metadata(blend_with).items())
     entries |= metadata or {}
     if labels is not None:
         model.label_scheme = entries[LABELS_KEY] = labels

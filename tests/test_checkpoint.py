@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import subprocess
@@ -19,6 +20,7 @@ from dasr_ops.models import (
     Degradation_Predictor,
     MSRResNetDynamic,
     SRResNet,
+    blend,
     convert,
     label_scheme_of,
     load_dasr,
@@ -130,6 +132,27 @@ def test_convert_both_ways(model, tmp_path):
         for key in ("params", "params_ema"):
             net.load_state_dict(torch.load(file, weights_only=True)[key], strict=True)
     _assert_same(model, load_dasr(*back))
+
+
+def test_blend(model):
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in other.parameters():
+            tensor.add_(torch.randn_like(tensor))
+    before = copy.deepcopy(model.state_dict())
+    _assert_same(blend(model, other, 0), model)
+    _assert_same(blend(model, other, 1), other)
+    half = blend(model.to(torch.float64), other, 0.5).state_dict()
+    for name, tensor in other.state_dict().items():
+        assert half[name].dtype == torch.float64
+        torch.testing.assert_close(half[name], (before[name].double() + tensor) / 2)
+    assert all(torch.equal(before[name], t.float()) for name, t in model.state_dict().items())
+    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="share: expected 0 to 1"):
+            blend(model, other, share)
+    other.label_scheme = "official"
+    with pytest.raises(ValueError, match=r"blend: other: expected a network of .*official"):
+        blend(model, other, 0.5)
 
 
 def test_convert_keeps_metadata_and_sources(model, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import signal
@@ -28,6 +29,7 @@ from dasr_ops.models import (
     pictures,
     read_metadata,
     save_dasr,
+    shipped,
 )
 from dasr_ops.models.controls import Controls
 from dasr_ops.version import __version__
@@ -301,8 +303,6 @@ def test_warnings_are_one_line_and_quiet_silences_them(tmp_path, weights, capsys
 
 
 def test_weights_that_cannot_be_used(tmp_path, weights, capsys, monkeypatch):
-    from dasr_ops.models import shipped
-
     source = _picture(tmp_path / "a.png")
     monkeypatch.setattr(shipped, "FOLDER", tmp_path / "none")
     assert _upscale(source, "-o", tmp_path / "out") == 2
@@ -437,9 +437,43 @@ def test_convert(tmp_path, weights, capsys):
     assert "exists; see --overwrite" in capsys.readouterr().err
     assert main(["convert", str(weights), "-o", str(back), "--overwrite"]) == 0
     assert main(["convert", str(weights), "-o", str(weights), "--overwrite"]) == 2
+    for blend in ("small", "=0.5", "small=2", "small=x", "small=nan"):
+        assert main(["convert", *named[:-2], "--blend", blend, "--overwrite"]) == 2
+        assert f"--blend {blend}: expected WEIGHTS=SHARE" in capsys.readouterr().err
+    assert main(["convert", *named[:-2], "--blend", "no.safetensors=1", "--overwrite"]) == 1
+    assert "no.safetensors: no such file" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "no.pth"), "-o", str(tmp_path / "x.safetensors")]) == 1
     assert "no such file" in capsys.readouterr().err
     assert main(["convert", str(weights), "-o", str(tmp_path / "x.txt")]) == 2
+
+
+def test_blend(tmp_path, weights, capsys, monkeypatch):
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    model = load_dasr(weights)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.net_g.conv_last.bias.add_(1.0)
+    save_dasr(model, tmp_path / "small.safetensors", metadata={"title": "small", "licence": "CC0"})
+    save_dasr(other, tmp_path / "dasr.safetensors", metadata={"title": "dasr", "licence": "CC0"})
+    output = tmp_path / "between=.safetensors"
+    arguments = ["convert", "small", "--output", str(output), "--blend"]
+    assert main([*arguments, "dasr=0.25"]) == 0
+    between, expected = load_dasr(output).state_dict(), model.state_dict()
+    expected["net_g.conv_last.bias"] = model.net_g.conv_last.bias + 0.25
+    assert between.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(between[name], tensor, rtol=0, atol=1e-6)
+    metadata = read_metadata(output)  # what is true of both
+    assert metadata["licence"] == "CC0" and "title" not in metadata
+    assert main([*arguments, f"{output}=1", "--overwrite"]) == 2  # never its own source
+    other.label_scheme = "official"
+    save_dasr(other, tmp_path / "dasr.safetensors")
+    capsys.readouterr()
+    assert main([*arguments, "dasr=0.25", "--overwrite"]) == 2
+    said = capsys.readouterr().err
+    assert "'unified'" in said and "'official'" in said and len(said.splitlines()) == 1
+    assert main([*arguments, "dasr-gan=0.25", "--overwrite"]) == 1
+    assert "dasr-gan: this build comes without these weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
