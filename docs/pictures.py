@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from dasr_ops.bench.peers import X4PLUS, load
-from dasr_ops.models.upscale import Upscaler
+from dasr_ops.models import Upscaler, load_dasr
+from dasr_ops.models.shipped import available, find_weights
 from dasr_ops.train.data import read_rgb
 from dasr_ops.train.degradations import LEVELS, apply, sample
 from dasr_ops.train.evaluate import Networks, network_methods
@@ -48,7 +49,7 @@ def example(photo: Path) -> None:
     lr.save(IMAGES / f"{photo.stem}_lr.png")
     panels = {
         "bicubic": lr.resize((width, height), Image.Resampling.BICUBIC),
-        "dasr-ops": Upscaler.from_pretrained()(lr),
+        **{name: Upscaler.from_pretrained(name)(lr) for name in available()},
         "original": _image(gt),
     }
     details = [picture.crop(EXAMPLE_DETAIL) for picture in panels.values()]
@@ -57,7 +58,8 @@ def example(photo: Path) -> None:
 
 def details(photos: Path, peers: Path | None) -> None:
     """Write ``comparison.jpg``; degradations are the first draws of ``dasr eval PHOTOS``."""
-    networks = Networks(Upscaler.from_pretrained().model, peers={"x4plus": load(X4PLUS, peers)})
+    own = {name: load_dasr(find_weights(name)) for name in available()}
+    networks = Networks(own, peers={"x4plus": load(X4PLUS, peers)})
     methods = network_methods(["bicubic", "dasr", "x4plus"], networks, SCALE)
     rows = []
     for name, level, left, top in DETAILS:
