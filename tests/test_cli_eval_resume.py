@@ -122,11 +122,13 @@ def test_what_has_changed_begins_anew(
     assert (said in capsys.readouterr().err) == (change != "broken")
 
 
-def test_what_changes_no_result_does_not_matter(tmp_path, photos, weights, restored):
+def test_what_changes_no_result_does_not_matter(tmp_path, photos, weights, restored, monkeypatch):
+    monkeypatch.setenv("DASR_OPS_COMMIT", "before")
     options = [photos, "--weights", weights, "--draws", 1, "--levels", "clean"]
     restored.most = 4
     assert run(*options, "--limit", 3, "-o", tmp_path / "t") == 130
     restored.made, restored.most = 0, 10**9
+    monkeypatch.setenv("DASR_OPS_COMMIT", "after")
     assert run(*options, "--time", "--quiet", "-o", tmp_path / "t") == 0
     assert restored.made == 4
 

@@ -143,6 +143,8 @@ def _journal(options: Eval, settings: dict[str, Any], files: list[Path]) -> Jour
     if options.output is None:
         return None
     key = {name: value for name, value in settings.items() if name not in ("time", "limit")}
+    # The sources are in the key themselves; a commit of documents alone changes no result.
+    key["machine"] = {n: value for n, value in key["machine"].items() if n != "commit"}
     output = plain_name(options.output)
     journal = Journal(
         output.with_name(output.name + JOURNAL_SUFFIX),
