@@ -57,7 +57,8 @@ def find(
         dtypes = (input.dtype, weight.dtype, routing_dtype, bias_dtype, added_dtype)
         key = (op, shapes, dtypes, options)
         found = _results.get(key)
-    except (AttributeError, TypeError):  # no tensor; sizes that are symbols; a list
+    # No tensor; sizes that are symbols; a list; a nested tensor.
+    except (AttributeError, TypeError, RuntimeError):
         return None, None
     if found is None:
         return key, None

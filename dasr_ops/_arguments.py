@@ -7,6 +7,7 @@ starts and work on symbolic sizes, so that they hold under ``torch.compile`` and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -200,8 +201,15 @@ def activation_slope(op: str, activation: str | None, negative_slope: float) -> 
     if activation == "relu":
         return 0.0
     if activation == "leaky_relu":
-        return float(negative_slope)
+        return _number(op, "negative_slope", negative_slope)
     raise ValueError(f"{op}: activation: expected None, 'relu' or 'leaky_relu', got {activation!r}")
+
+
+def _number(op: str, name: str, value: Any) -> float:
+    # A tensor would be read once, and neither be differentiated nor looked at again.
+    if not isinstance(value, (int, float)) and not isinstance(value, Real):
+        raise TypeError(f"{op}: {name}: expected a number, got {type(value).__name__}")
+    return float(value)
 
 
 def _check_convolution(
@@ -211,6 +219,8 @@ def _check_convolution(
     kernel_size = (weight.shape[3], weight.shape[4])
     if min(kernel_size) < 1:
         raise ValueError(f"{op}: weight: expected a kernel of at least 1x1, got {_shape(weight)}")
+    if weight.shape[2] < 1:
+        raise ValueError(f"{op}: weight: expected at least one channel, got {_shape(weight)}")
     stride = pair(op, "stride", stride, 1)
     dilation = pair(op, "dilation", dilation, 1)
     padding = normalize_padding(op, padding, kernel_size, stride, dilation)
@@ -239,7 +249,8 @@ def _check_convolution(
             f"got {upscale_factor}"
         )
     slope = activation_slope(op, activation, negative_slope)
-    result = ConvOptions(stride, padding, dilation, groups, slope, float(scale), upscale_factor)
+    scale = _number(op, "residual_scale", scale)
+    result = ConvOptions(stride, padding, dilation, groups, slope, scale, upscale_factor)
     padded = (
         input.shape[2] + padding[0] + padding[1],
         input.shape[3] + padding[2] + padding[3],
@@ -302,6 +313,8 @@ def _check_tensor(op: str, name: str, value: Any) -> None:
     _check_dtype(op, name, value.dtype)
     if value.layout != torch.strided:
         raise TypeError(f"{op}: {name}: expected a dense tensor, got layout {value.layout}")
+    if value.is_nested:
+        raise TypeError(f"{op}: {name}: expected a dense tensor, got a nested one")
 
 
 def _check_dtype(op: str, name: str, dtype: torch.dtype) -> None:

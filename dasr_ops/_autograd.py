@@ -19,6 +19,12 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def is_batched(tensors: Sequence[Tensor]) -> bool:
+    """Whether one of the tensors stands for many: `torch.vmap`, or gradients in batches."""
+    legacy = torch._C._functorch.is_legacy_batchedtensor  # what torch.autograd still uses
+    return torch._C._are_functorch_transforms_active() or any(map(legacy, tensors))
+
+
 def below_autograd(op: Callable[..., Any], *args: Any) -> Any:
     """Call an operator without its formulas for autograd, which cost 16 us to do nothing."""
     with torch._C._AutoDispatchBelowAutograd():

@@ -250,7 +250,7 @@ class Library:
             ctx.residual_dtype = None if residual is None else residual.dtype
             activates = ctx.options.negative_slope is not None
             ctx.memory_format = eager.memory_format(inputs[0]) if activates else None
-            reads_output = activates and not save_mask
+            reads_output = activates and not save_mask and any(ctx.needs_input_grad[:num_tensors])
             ctx.save_for_backward(
                 *tensors, output[0] if reads_output else None, output[1] if save_mask else None
             )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._autograd import masked, vector_jacobian
+from ._autograd import is_batched, masked, vector_jacobian
 from ._backends import eager
 
 
@@ -30,10 +30,14 @@ def register_stack(namespace: str, ops: Any, cuda_device: str) -> None:
     def backward(ctx: Any, grad_output: Sequence[Tensor]) -> tuple[Any, ...]:
         *weights, routing_weights = ctx.saved_tensors
         mask = [*ctx.needs_input_grad[0], ctx.needs_input_grad[1]]
-        grad_weights, grad_routing = ops.aggregate_experts_stack_backward(
-            list(grad_output), weights, routing_weights, mask
-        )
-        *grads, of_routing = masked([*grad_weights, grad_routing], mask)
+        if is_batched(grad_output):  # there is no rule for lists of tensors
+            found = _stack_backward(*grad_output, *weights, routing_weights)
+        else:
+            of_weights, of_routing = ops.aggregate_experts_stack_backward(
+                list(grad_output), weights, routing_weights, mask
+            )
+            found = (*of_weights, of_routing)
+        *grads, of_routing = masked(found, mask)
         return grads, of_routing, None
 
     def setup_double(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

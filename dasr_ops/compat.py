@@ -22,12 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._arguments import Size2, normalize_padding, pair
+from .conv import ExpertModule
 from .functional import dynamic_conv2d
 
 __all__ = ["Dynamic_conv2d", "FusedCondConv2d", "fuse_condconv"]
 
 
-class Dynamic_conv2d(nn.Module):
+class Dynamic_conv2d(ExpertModule):
     """`dasr_ops.DynamicConv2d` in the form of the class of that name in the official DASR code.
 
     Constructor, attributes, parameters and call are those of the official class, so that its

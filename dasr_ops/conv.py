@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,27 @@ _POINTWISE_PIXELS = 64 * 64
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-class DynamicConv2d(nn.Module):
+class ExpertModule(nn.Module):
+    """A module with kernels of experts, [K, O, I/groups, kh, kw], among its parameters.
+
+    ``module.to(memory_format=torch.channels_last)`` leaves them as they are: PyTorch has no such
+    format of five dimensions and would raise an error. Features are what the format matters for.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def apply(tensor: Tensor) -> Tensor:
+            try:
+                return fn(tensor)
+            except RuntimeError as error:
+                if tensor.dim() != 5 or "channels_last" not in str(error):
+                    raise
+            flat = fn(tensor.flatten(0, 1)).contiguous()  # for the rest of what is asked
+            return flat.unflatten(0, tensor.shape[:2])
+
+        return super()._apply(apply, recurse)
+
+
+class DynamicConv2d(ExpertModule):
     """A convolution whose kernel is, for each image, a weighted sum of K expert kernels.
 
     Arguments and defaults are those of `torch.nn.Conv2d`; ``num_experts`` is K, and the keyword
@@ -307,7 +327,7 @@ class FusedConv2d(nn.Conv2d):
         """
         if not self._is_faster_fused(input):
             output = self._activate(self._conv_forward(input, self.weight, self.bias))
-            return output if residual is None else output + residual
+            return output if residual is None else output + self._fitting(residual, output)
         weight, bias = self.weight.unsqueeze(0), self.bias
         bias = None if bias is None else bias.unsqueeze(0)
         geometry = (self.stride, self.padding, self.dilation, self.groups)
@@ -321,6 +341,15 @@ class FusedConv2d(nn.Conv2d):
         # One expert, and for every image all of it.
         all_of_it = weight.new_ones((input.shape[0], 1))
         return dynamic_conv2d(input, weight, all_of_it, bias, *geometry, **fused)
+
+    def _fitting(self, residual: Tensor, output: Tensor) -> Tensor:
+        """Return the residual as the operators would take it."""
+        if residual.shape != output.shape:
+            raise ValueError(
+                f"{type(self).__name__}: residual: expected as output = {list(output.shape)}, "
+                f"got {list(residual.shape)}"
+            )
+        return residual.to(output.dtype)
 
     def _activate(self, output: Tensor) -> Tensor:
         if self.activation is None:

@@ -20,6 +20,9 @@ def set_cpu_precision(precision: str) -> None:
     gradients, RMS         at most 2e-6         at most 2e-6
     =====================  ===================  ===================
 
+    These are figures of random pictures and kernels. A Winograd tile errs by its largest input: of
+    one bright pixel on black, with kernels of one sign, errors up to 2e-5 and 4e-6 were seen.
+
     ``"precise"`` is about as exact as direct convolution. ``"fast"`` is the default: it errs by
     about as much as the roundings of a network's other layers, and takes a quarter of the products
     of a direct 3x3 convolution, where ``"precise"`` takes four ninths.

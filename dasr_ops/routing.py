@@ -142,6 +142,12 @@ class AttentionRouter(nn.Module):
         self.attend = nn.Linear(hidden_features, num_experts, **factory)
         self.register_buffer("temperature", torch.full((), float(temperature), device=device))
 
+    def reset_parameters(self) -> None:
+        """Initialise the layers like `nn.Linear`, and begin the annealing anew."""
+        self.squeeze.reset_parameters()
+        self.attend.reset_parameters()
+        self.temperature.fill_(self.initial_temperature)
+
     def forward(self, features: Tensor) -> Tensor:
         """Map features [B, C, H, W] or vectors [B, C] to weights [B, K] >= 0 that sum to 1."""
         features = _pool(self, features, self.squeeze)
@@ -155,7 +161,10 @@ class AttentionRouter(nn.Module):
         ``progress`` is 0 at the start and 1 where the final temperature is reached; values outside
         are clamped, so that ``epoch / 10`` serves for any number of epochs.
         """
-        progress = min(max(float(progress), 0.0), 1.0)
+        progress = float(progress)
+        if progress != progress:
+            raise ValueError(f"{type(self).__name__}: progress: expected a number, got {progress}")
+        progress = min(max(progress, 0.0), 1.0)
         value = (1 - progress) * self.initial_temperature + progress * self.final_temperature
         self.temperature.fill_(value)
 

@@ -152,6 +152,19 @@ def test_only_wanted_gradients(any_backend: str) -> None:
         torch.testing.assert_close(of_routing, want)
 
 
+def test_gradients_in_batches(any_backend: str) -> None:
+    weights = [torch.randn(3, 4, 5), torch.randn(3, 6)]
+    routing = torch.randn(2, 3)
+
+    def mixed(routing: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(dasr_ops.aggregate_experts_stack(weights, routing))
+
+    with dasr_ops.use_backend(any_backend):
+        one_by_one = torch.autograd.functional.jacobian(mixed, routing)
+        together = torch.autograd.functional.jacobian(mixed, routing, vectorize=True)
+    torch.testing.assert_close(together, one_by_one)
+
+
 def test_gradcheck(any_backend: str) -> None:
     shapes = [(2, 2, 1, 2), (3,), (2, 1, 2, 1)]
     tensors = leaves(*stack(2, 3, torch.float64, shapes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,10 +29,12 @@ BAD_DYNAMIC = [
     ("input", torch.randn(2, 6, 8, 8, dtype=torch.complex64), TypeError, "got torch.complex64"),
     ("input", torch.randn(2, 6, 8, 8).to(torch.float8_e4m3fn), TypeError, "float8"),
     ("input", torch.randn(2, 6, 8, 8).to_sparse(), TypeError, "expected a dense tensor"),
+    ("input", torch.nested.nested_tensor([torch.randn(6, 8, 8)] * 2), TypeError, "nested"),
     ("input", torch.randn(2, 6, 2, 8), ValueError, "too small: 2x8 after padding"),
     ("weight", torch.randn(8, 6, 3, 3), ValueError, "expected a 5-D tensor"),
     ("weight", torch.randn(0, 8, 6, 3, 3), ValueError, "at least one expert"),
     ("weight", torch.randn(4, 8, 6, 0, 3), ValueError, "kernel of at least 1x1"),
+    ("weight", torch.randn(4, 8, 0, 3, 3), ValueError, r"at least one channel, got \[4, 8, 0, 3"),
     (
         "weight",
         torch.randn(4, 8, 6, 3, 3, device="meta"),
@@ -57,7 +60,21 @@ BAD_DYNAMIC = [
     ("upscale_factor", 0, ValueError, "at least 1, got 0"),
     ("residual", torch.randn(2, 8, 8, 8), ValueError, r"\[2, 8, 6, 6\], got \[2, 8, 8, 8\]"),
     ("residual", torch.ones(2, 8, 6, 6, dtype=torch.int64), TypeError, "got torch.int64"),
+    # Neither a learnable slope nor a learnable scale: these are constants.
+    ("residual_scale", torch.tensor(0.5), TypeError, "expected a number, got Tensor"),
+    ("residual_scale", "0.5", TypeError, "expected a number, got str"),
+    ("residual_scale", None, TypeError, "expected a number, got NoneType"),
 ]
+
+
+def test_slopes_are_numbers() -> None:
+    for value in (torch.nn.Parameter(torch.tensor(0.1)), "0.1", 1j):
+        with pytest.raises(TypeError, match=r"^dynamic_conv2d: negative_slope: expected a number"):
+            dasr_ops.dynamic_conv2d(**good(), activation="leaky_relu", negative_slope=value)
+        with pytest.raises(TypeError, match=r"^FusedConv2d: negative_slope: expected a number"):
+            dasr_ops.FusedConv2d(3, 4, 3, activation="leaky_relu", negative_slope=value)
+    for value in (np.float32(0.5), np.int64(2), True):
+        dasr_ops.dynamic_conv2d(**good(), activation="leaky_relu", negative_slope=value)
 
 
 @pytest.mark.parametrize(("name", "value", "error", "message"), BAD_DYNAMIC)

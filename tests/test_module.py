@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 import dasr_ops
 from dasr_ops import DynamicConv2d, FusedConv2d
+from dasr_ops.compat import Dynamic_conv2d
 from tests.reference import max_error, rms_error
 
 
@@ -188,6 +190,49 @@ def test_dynamic_layer_keeps_the_activation_of_a_fused_one() -> None:
     assert other.activation is None
 
 
+def test_channels_last_is_for_features() -> None:
+    layer = nn.Sequential(nn.Conv2d(3, 4, 3), DynamicConv2d(4, 5, 3), Dynamic_conv2d(4, 5, 3))
+    before = copy.deepcopy(layer.state_dict())
+    layer = layer.to(torch.float64, memory_format=torch.channels_last)
+    assert layer[0].weight.is_contiguous(memory_format=torch.channels_last)
+    for name, tensor in layer.state_dict().items():
+        assert torch.equal(tensor, before[name].double()), name
+    for dynamic in layer[1:]:
+        assert dynamic.weight.is_contiguous() and dynamic.weight.dtype == torch.float64
+    assert isinstance(layer[1].weight, nn.Parameter) and layer[1].weight.requires_grad
+    output = layer[1](torch.randn(2, 4, 5, 5, dtype=torch.float64), torch.rand(2, 4).double())
+    output.sum().backward()
+    layer.to(memory_format=torch.channels_last)  # with gradients
+    assert layer[1].weight.grad.shape == layer[1].weight.shape
+    layer.to("meta")
+    with pytest.raises(NotImplementedError):
+        layer.to("cpu")
+
+
+@pytest.mark.parametrize("size", [6, 64])  # PyTorch's convolution, and ours
+def test_residual_of_a_fused_convolution(size: int) -> None:
+    layer, x = FusedConv2d(32, 32, 3, padding=1), torch.randn(1, 32, size, size)
+    residual = torch.randn(1, 32, size, size, dtype=torch.float64)
+    expected = nn.functional.conv2d(x, layer.weight, layer.bias, padding=1) + residual.float()
+    output = layer(x, residual)
+    assert output.dtype == torch.float32 and max_error(output, expected.double()) <= 4e-6
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x, residual.float()).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="residual: expected as output"):
+        layer(x, residual[:, :, :1, :1])
+
+
+def test_what_needs_no_kernel_may_be_changed_in_place() -> None:
+    x, weight, routing = torch.randn(1, 3, 6, 6), torch.randn(2, 4, 3, 3, 3), torch.rand(1, 2)
+    residual = torch.randn(1, 4, 6, 6, requires_grad=True)
+    output = dasr_ops.dynamic_conv2d(
+        x, weight, routing, padding=1, activation="relu", residual=residual
+    )
+    output.add_(1)
+    output.sum().backward()
+    assert torch.equal(residual.grad, torch.ones_like(residual))
+
+
 # ---- transforms: rules for them exist in ATen alone ----
 
 
@@ -225,3 +270,48 @@ def test_tangents_are_not_lost() -> None:
         _, pullback = torch.func.vjp(function, x)
         (vjp,) = pullback(torch.ones_like(output))
         torch.testing.assert_close((vjp * tangent).sum(), jvp.sum(), rtol=1e-4, atol=1e-3)
+
+
+def _transformed() -> dict[str, tuple[Callable, torch.Tensor]]:
+    weight, routing = torch.randn(2, 4, 4, 3, 3), torch.rand(2, 2)
+    x = torch.randn(2, 4, 6, 6)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return dasr_ops.dynamic_conv2d(x, weight, routing, padding=1)
+
+    def ensemble(kernels: torch.Tensor) -> torch.Tensor:
+        def member(kernel: torch.Tensor) -> torch.Tensor:
+            return dasr_ops.per_sample_conv2d(x, kernel, padding=1, activation="relu", residual=x)
+
+        return torch.func.vmap(member)(kernels)
+
+    return {
+        "jvp": (lambda x: torch.func.jvp(call, (x,), (x,))[1], x),
+        "grad": (torch.func.grad(lambda x: call(x).square().sum()), x),
+        "vmap": (ensemble, torch.randn(3, 2, 4, 4, 3, 3)),
+    }
+
+
+@pytest.mark.parametrize("name", ["jvp", "grad", "vmap"])
+def test_compiled_transforms(name: str) -> None:
+    function, argument = _transformed()[name]
+    results = []
+    for tried in (function, torch.compile(function, backend="aot_eager")):
+        x = argument.clone().requires_grad_()
+        output = tried(x)
+        (grad,) = torch.autograd.grad(output.square().sum(), x)
+        results.append((output.detach(), grad))
+    assert results[0][0].any() and results[0][1].any()
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["jvp", "grad", "vmap"])
+def test_transforms_are_refused_by_backends_without_rules(backend: str, name: str) -> None:
+    function, argument = _transformed()[name]
+    expected = function(argument)
+    with dasr_ops.use_backend(backend):
+        if backend == "eager":
+            assert torch.equal(function(argument), expected)
+            return
+        with pytest.raises(RuntimeError, match=f"{backend!r} was asked for, but transforms of"):
+            function(argument)

@@ -351,6 +351,46 @@ def test_noncontiguous_inputs(backend: str, kernel: tuple[int, int]) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("fused", [{}, {"activation": "relu"}, {"negative_slope": -0.5}], ids=str)
+def test_expanded_inputs(
+    backend: str, dtype: torch.dtype, groups: int, fused: dict[str, Any]
+) -> None:
+    # A cast makes dense tensors of other strides of them.
+    if "negative_slope" in fused:
+        fused = fused | {"activation": "leaky_relu"}
+    args = problem(dtype=dtype, groups=groups) | {"padding": 1, **fused}
+    vectors = torch.randn(2, 6, dtype=dtype)
+    rows = torch.randn(2, 9, 1, 6, dtype=dtype).permute(0, 3, 1, 2)  # channels_last
+    for image in (vectors[:, :, None, None], vectors[:1, :, None, None], rows):
+        args["input"] = image.expand(2, 6, 9, 7)
+        check(args, backend, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("padding", [2, (0, 1)])
+def test_images_that_are_nothing_but_padding(
+    backend: str, dtype: torch.dtype, batch: int, padding: int | tuple[int, int]
+) -> None:
+    size = (0, 5) if padding == 2 else (4, 0)
+    args = problem(batch, size=size, kernel=(3, 2), dtype=dtype)
+    tensors, options = split(args)
+    leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+    with dasr_ops.use_backend(backend):
+        output = dasr_ops.dynamic_conv2d(**leaves, **options, padding=padding)
+    expected = reference.aggregate_experts(args["bias"], args["routing_weights"])
+    expected = expected[:, :, None, None].expand(output.shape)
+    assert output.numel() and max_error(output, expected) <= forward_bar(dtype)
+    output.sum().backward()
+    assert leaves["input"].grad.shape == leaves["input"].shape
+    assert not leaves["weight"].grad.any()
+    pixels = output.shape[2] * output.shape[3]
+    expected = args["routing_weights"].detach().double().sum(0)[:, None] * pixels
+    assert max_error(leaves["bias"].grad, expected.expand(4, 8)) <= forward_bar(dtype)
+
+
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 1)])
 @pytest.mark.parametrize("residual", [False, True])
 def test_zero_batch(backend: str, kernel: tuple[int, int], residual: bool) -> None:

@@ -168,6 +168,13 @@ def test_temperature_is_annealed_saved_and_set():
     fresh.load_state_dict(first.state_dict(), strict=True)
     assert fresh.temperature.item() == 2.5
     assert set_temperature(torch.nn.Linear(2, 2), 1.0) == 0
+    with pytest.raises(ValueError, match="AttentionRouter: progress: expected a number, got nan"):
+        first.anneal(float("nan"))
+    empty = AttentionRouter(8, device="meta").to_empty(device="cpu")
+    for module in empty.modules():
+        module.reset_parameters()
+    assert empty.temperature.item() == 30
+    assert torch.allclose(empty(torch.zeros(1, 8)).sum(), torch.ones(()))
 
 
 def test_high_temperature_is_near_uniform_and_low_is_not():

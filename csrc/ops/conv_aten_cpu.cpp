@@ -10,16 +10,18 @@ namespace {
 
 using Ints = std::vector<int64_t>;
 
-bool pads_evenly(const ConvOptions& options) {
-  return options.padding[0] == options.padding[1] && options.padding[2] == options.padding[3];
+// Whether the convolution pads by itself: evenly, and images that are not empty.
+bool pads_itself(const Tensor& input, const ConvOptions& options) {
+  const Ints& p = options.padding;
+  return p[0] == p[1] && p[2] == p[3] && input.size(2) > 0 && input.size(3) > 0;
 }
 
-Ints symmetric_padding(const ConvOptions& options) {
-  return pads_evenly(options) ? Ints{options.padding[0], options.padding[2]} : Ints{0, 0};
+Ints padding_of(const Tensor& input, const ConvOptions& options) {
+  return pads_itself(input, options) ? Ints{options.padding[0], options.padding[2]} : Ints{0, 0};
 }
 
 Tensor padded(const Tensor& input, const ConvOptions& options) {
-  if (pads_evenly(options)) return input;
+  if (pads_itself(input, options)) return input;
   const Ints& p = options.padding;
   return torch::stable::pad(input, Ints{p[2], p[3], p[0], p[1]}, "constant", 0.0);
 }
@@ -118,7 +120,7 @@ Tensor conv_aten_forward(const Tensor& input, const Kernels& kernels,
   }
   const auto [c] =
       call_aten<Tensor>("aten::convolution", "", fold_batch(padded(cast(input, type), options)),
-                        fold_kernels(weight), bias, options.stride, symmetric_padding(options),
+                        fold_kernels(weight), bias, options.stride, padding_of(input, options),
                         options.dilation, false, Ints{0, 0}, batch * options.groups);
 
   const bool channels_last = is_channels_last(input);
@@ -183,7 +185,7 @@ Gradients conv_aten_backward(const Tensor& grad_output, const Tensor& input, con
   auto [grad_input, grad_weight, grad_bias] = call_aten<Tensor, Tensor, Tensor>(
       "aten::convolution_backward", "", fold_batch(grad_c), fold_batch(padded_input),
       fold_kernels(weight), std::optional<Ints>(Ints{batch * channels}), options.stride,
-      symmetric_padding(options), options.dilation, false, Ints{0, 0}, batch * options.groups,
+      padding_of(input, options), options.dilation, false, Ints{0, 0}, batch * options.groups,
       torch::headeronly::HeaderOnlyArrayRef<bool>(output_mask, 3));
 
   Gradients grads;
@@ -191,7 +193,7 @@ Gradients conv_aten_backward(const Tensor& grad_output, const Tensor& input, con
     if (batch != 1) {
       grad_input = reshaped(to_contiguous(grad_input), size_vector(padded_input));
     }
-    if (!pads_evenly(options)) {
+    if (!pads_itself(input, options)) {
       grad_input = torch::stable::narrow(grad_input, 2, options.padding[0], input.size(2));
       grad_input = torch::stable::narrow(grad_input, 3, options.padding[2], input.size(3));
     }

@@ -72,12 +72,16 @@ bool is_faster(const Tensor& input, const Kernels& kernels, const ConvOptions& o
 struct Operands {
   Tensor input, weight;
   std::optional<Tensor> routing, bias;
+  // Of the input as it came: a cast makes other strides of tensors that overlap, such as expanded
+  // ones, and outputs and gradients are allocated by the original.
+  cpu::Layout output_layout;
 
   Operands(const Tensor& input_, const Kernels& kernels)
       : input(cast(input_, ScalarType::Float)),
         weight(contiguous(kernels.weight, ScalarType::Float)),
         routing(contiguous(kernels.routing, ScalarType::Float)),
-        bias(contiguous(kernels.bias, ScalarType::Float)) {}
+        bias(contiguous(kernels.bias, ScalarType::Float)),
+        output_layout(layout(is_channels_last(input_))) {}
 
   void fill(const ConvOptions& options, const Switches& switches, cpu::ConvParams& params) const {
     params.batch = input.size(0);
@@ -94,7 +98,7 @@ struct Operands {
     }
     params.precise = !switches.fast_fp32;
     params.residual_scale = static_cast<float>(options.residual_scale);
-    params.output_layout = layout(is_channels_last(input));
+    params.output_layout = output_layout;
     params.input = input.const_data_ptr<float>();
     copy_strides(input, params.input_strides);
     params.weight = weight.const_data_ptr<float>();

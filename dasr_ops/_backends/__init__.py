@@ -185,7 +185,8 @@ def use_backend(name: str | None) -> Iterator[None]:
     Raises:
         ValueError: there is no backend of that name.
         RuntimeError: the backend is not available; or, from an operator inside the block, it
-            cannot take the tensors given.
+            cannot take the tensors given, or, but for eager, runs under a transform of `torch.func`
+            or forward-mode differentiation.
     """
     global _requested
     if name is not None:
@@ -200,18 +201,20 @@ def use_backend(name: str | None) -> Iterator[None]:
 
 def choose(op: str, input: Tensor) -> Any:
     """Return the backend that runs ``op`` on ``input``."""
+    # Compositions of ATen operators have every rule that transforms ask for, compiled or not.
+    transformed = is_transformed()
     if _requested is not None:
         backend = _requested_backend(_requested)
         refusal = backend.refuses(input)
+        if transformed and backend.name != "eager":
+            refusal = "transforms of torch.func and forward-mode differentiation need 'eager'"
         if refusal is not None:
             raise RuntimeError(f"{op}: backend {_requested!r} was asked for, but {refusal}")
         return backend
-    if not torch.compiler.is_compiling():
-        # Compositions of ATen operators have every rule that transforms ask for.
-        if is_transformed():
-            return _BACKENDS["eager"]
-        if input.is_cpu and _CPU.reason is None:  # what the rest comes to, in half the time
-            return _CPU
+    if transformed:
+        return _BACKENDS["eager"]
+    if not torch.compiler.is_compiling() and input.is_cpu and _CPU.reason is None:
+        return _CPU  # what the rest comes to, in half the time
     for name in _ORDER.get(input.device.type, ("eager",)):
         if _unavailable(name) is None and _BACKENDS[name].refuses(input) is None:
             return _BACKENDS[name]

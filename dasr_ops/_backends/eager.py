@@ -174,7 +174,7 @@ def per_sample_conv2d_backward(
 def pad(input: Tensor, options: ConvOptions) -> tuple[Tensor, tuple[int, int]]:
     """Pad what a convolution cannot: return the input and the symmetric rest of the padding."""
     top, bottom, left, right = options.padding
-    if top == bottom and left == right:
+    if _pads_itself(input, options):
         return input, (top, left)
     return F.pad(input, (left, right, top, bottom)), (0, 0)
 
@@ -189,9 +189,15 @@ def _flatten(tensor: Tensor) -> Tensor:
     return tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))
 
 
-def _crop(grad_padded: Tensor, input: Tensor, options: ConvOptions) -> Tensor:
+def _pads_itself(input: Tensor, options: ConvOptions) -> bool:
+    """Whether the convolution pads by itself: evenly, and images that are not empty."""
     top, bottom, left, right = options.padding
-    if top == bottom and left == right:
+    return top == bottom and left == right and input.shape[2] > 0 and input.shape[3] > 0
+
+
+def _crop(grad_padded: Tensor, input: Tensor, options: ConvOptions) -> Tensor:
+    top, _, left, _ = options.padding
+    if _pads_itself(input, options):
         return grad_padded
     height, width = input.shape[2:]
     return grad_padded[:, :, top : top + height, left : left + width]
