@@ -222,6 +222,14 @@ def test_noncontiguous_inputs(kernel: tuple[int, int], groups: int) -> None:
     check(args | {"padding": 2}, BACKEND, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_expanded_inputs(dtype: torch.dtype) -> None:
+    args = problem(dtype=dtype, size=(5, 6)) | {"padding": 1, "activation": "relu"}
+    rows = torch.randn(2, 5, 1, 6, dtype=dtype).permute(0, 3, 1, 2)  # channels_last
+    for image in (torch.randn(2, 6, 1, 1, dtype=dtype), rows):
+        check(args | {"input": image.expand(2, 6, 5, 6)}, BACKEND, dtype)
+
+
 @pytest.mark.parametrize("layout", ["channels_last", "expanded", "strided"])
 def test_strided_gradients(layout: str) -> None:
     args = problem(channels=(6, 8), size=(4, 5))
