@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,9 +41,23 @@ def write_safetensors(
     from safetensors.torch import save
 
     # In memory first, here and below: on a full disk the libraries raise errors of their own.
-    content = save(dict(state), dict(metadata))
+    content = _ordered(save(dict(state), dict(metadata)))
     with atomic_path(path, replace=replace) as temporary:
         temporary.write_bytes(content)
+
+
+def _ordered(content: bytes) -> bytes:
+    """Sort the metadata of a ``.safetensors`` file: the library's order is another in each process.
+
+    Equal networks are then equal files.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def write_pth(value: Any, path: StrPath, *, replace: bool = True) -> None:
@@ -80,7 +95,7 @@ def read_labelled(path: StrPath) -> tuple[dict[str, Tensor], str | None]:
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
     scheme = _labels(path, content)
     for key in _NESTED:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping) and content[key]:
             content = content[key]
             break
     if not isinstance(content, Mapping) or not content:
@@ -97,6 +112,9 @@ def read_labelled(path: StrPath) -> tuple[dict[str, Tensor], str | None]:
                 f"{path}: expected a dict of tensors, or one below 'params' or 'params_ema', "
                 f"found {type(tensor).__name__} at {name!r}"
             )
+        if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized:
+            kind = f"{tensor.dtype}, {tensor.layout}"
+            raise CheckpointError(f"{path}: expected plain tensors of real numbers, found {kind}")
         dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
         state[name.removeprefix("module.")] = tensor.to(dtype, copy=True)
     return state, scheme

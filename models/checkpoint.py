@@ -207,12 +207,16 @@ def convert(
     entries = {}
     if len(sources) == 1 and Path(sources[0]).suffix == ".safetensors":
         entries = read_metadata(sources[0])
+    if labels is not None:
+        model.label_scheme = labels
     if blend_with is not None:
+        if Path(blend_with).suffix != ".safetensors":
+            raise ValueError(f"convert: blend_with: expected a .safetensors file, got {blend_with}")
         model = blend(model, load_dasr(blend_with), share)
         entries = dict(entries.items() & read_metadata(blend_with).items())
     entries |= metadata or {}
     if labels is not None:
-        model.label_scheme = entries[LABELS_KEY] = labels
+        entries[LABELS_KEY] = labels
     save_dasr(model, *destinations, half=half, metadata=entries, overwrite=overwrite)
     return model
 
@@ -334,6 +338,9 @@ def _build(
     if missing or unexpected or shapes:
         text = "; ".join(f"{title}: {_few(names)}" for title, names in problems if names)
         raise CheckpointError(f"{label}: does not fit {network.__name__}: {text}")
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{label}: {name}: expected real numbers, got {tensor.dtype}")
     result.load_state_dict(state, strict=True, assign=True)
     return result
 

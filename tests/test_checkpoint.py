@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -132,6 +133,58 @@ def test_convert_both_ways(model, tmp_path):
         for key in ("params", "params_ema"):
             net.load_state_dict(torch.load(file, weights_only=True)[key], strict=True)
     _assert_same(model, load_dasr(*back))
+
+
+def test_equal_networks_are_equal_files(model, tmp_path):
+    code = (
+        "import sys; from dasr_ops.models import load_dasr, save_dasr\n"
+        "metadata = {name: name for name in 'abcdefgh'}\n"
+        "save_dasr(load_dasr(sys.argv[1]), sys.argv[2], metadata=metadata)"
+    )
+    save_dasr(model, tmp_path / "source.safetensors")
+    for name in ("a", "b", "c"):  # the library's order is another in each process
+        arguments = [tmp_path / "source.safetensors", tmp_path / f"{name}.safetensors"]
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+    first, *others = [(tmp_path / f"{n}.safetensors").read_bytes() for n in ("a", "b", "c")]
+    assert all(other == first for other in others)
+    assert (8 + int.from_bytes(first[:8], "little")) % 8 == 0
+    _assert_same(model, load_dasr(tmp_path / "a.safetensors"))
+    assert read_metadata(tmp_path / "a.safetensors")["h"] == "h"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.int(), "expected real numbers, got torch.int32"),
+        (lambda t: t.to_sparse(), "expected plain tensors of real numbers, found torch.float32"),
+        (lambda t: t.to(torch.complex64), "expected plain tensors of real numbers, found torch.c"),
+    ],
+)
+def test_tensors_of_other_kinds(model, tmp_path, change, message):
+    state = model.state_dict()
+    state["net_g.conv_last.weight"] = change(state["net_g.conv_last.weight"])
+    torch.save(state, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        load_dasr(tmp_path / "m.pth")
+
+
+def test_an_empty_average_is_none(model, tmp_path):
+    torch.save({"params_ema": {}, "params": model.state_dict()}, tmp_path / "m.pth")
+    _assert_same(model, load_dasr(tmp_path / "m.pth"))
+
+
+def test_blend_takes_the_labels_that_are_given(model, tmp_path):
+    save_dasr(model, tmp_path / "other.safetensors")
+    pair = [tmp_path / "g.pth", tmp_path / "p.pth"]
+    for file, net in zip(pair, (model.net_g, model.net_p), strict=True):
+        torch.save({"params": net.state_dict()}, file)
+    output = [tmp_path / "o.safetensors"]
+    with pytest.raises(ValueError, match="labels"):
+        convert(pair, output, blend_with=tmp_path / "other.safetensors")
+    convert(pair, output, blend_with=tmp_path / "other.safetensors", labels="unified")
+    _assert_same(model, load_dasr(*output))
+    with pytest.raises(ValueError, match=r"blend_with: expected a \.safetensors file, got"):
+        convert(output, [tmp_path / "x.safetensors"], blend_with=pair[0])
 
 
 def test_blend(model):

@@ -76,6 +76,11 @@ STATIC = NetworkConfig(kind="srresnet")
             lambda: PerceptualLossConfig(layers={"conv1_2": 0.0}),
             "loss.perceptual.layers: expected weights >= 0, not all 0",
         ),
+        (
+            lambda: GanLossConfig(kind="wgan_softplus", relativistic=True),
+            "loss.gan.relativistic: expected False for kind wgan_softplus",
+        ),
+        (lambda: TrainConfig(seed=2**63), "seed: expected 0 to 2^63 - 1, got 9223372036854775808"),
         (lambda: LossConfig(true_vector=1.5), "loss.true_vector: expected a number in 0..1"),
         (lambda: OptimizerConfig(betas=(0.9, 1.0)), "optimizer.betas: expected two numbers"),
         (
@@ -170,6 +175,7 @@ def test_nothing_missing(ready):
          "did you mean AdamW?"),
         *(("optimizer", {"name": n}, f"optimizer.name: expected one of torch.optim, got {n}; there")
           for n in ("Optimizer", "lr_scheduler", "LBFGS", "Lion!")),
+        ("optimizer", {"options": {"epss": 1.0}}, "optimizer.options: Adam has no option 'epss'"),
         (None, {"run": Path("d.pth")}, "run: d.pth is a file, not a folder"),
         (None, {"run": Path("d.pth/a/b")}, "run: d.pth is a file, not a folder"),
     ],

@@ -85,6 +85,17 @@ def test_a_database_holds_what_the_folder_does(tmp_path, folder, monkeypatch, ma
     assert sorted(os.listdir(output.parent)) == ["set.lmdb"]
 
 
+def test_names_that_lists_cannot_hold(tmp_path):
+    names = ["#1.png", " lead.png", "_lead.png", "in side .png", "sub/#2.png", "line\nend.png"]
+    for number, name in enumerate(names):
+        save(tmp_path / "odd" / name, pixels(number))
+    assert make(tmp_path / "odd", tmp_path / "set.lmdb").written == len(names)
+    assert len(as_basicsr_reads(tmp_path / "set.lmdb")) == len(names)
+    source = open_source(tmp_path / "set.lmdb")
+    found = {read_rgb(source.open(index)).tobytes() for index in range(len(source))}
+    assert found == {pixels(number).tobytes() for number in range(len(names))}
+
+
 def test_png_files_are_taken_as_they_are(tmp_path, folder):
     make(folder, tmp_path / "set.lmdb")
     source = open_source(tmp_path / "set.lmdb")

@@ -314,6 +314,70 @@ def test_validation_pictures_left_out_are_in_the_log(tmp_path):
     assert "validation at step 1, clean: PSNR-Y" in (config.run / "train.log").read_text()
 
 
+class Killed(BaseException):
+    """Ends a run without a word."""
+
+
+@pytest.mark.parametrize("step", [2, 4])  # in the middle, at the end
+def test_a_validation_that_a_kill_cut_off_is_made_later(tmp_path, monkeypatch, step):
+    config = tiny(tmp_path, schedule__iterations=4, validation__every=2)
+    config.validation.pictures = photographs(tmp_path / "val", count=1)
+    whole = tiny(tmp_path, run=tmp_path / "whole", schedule__iterations=4, validation__every=2)
+    whole.validation.pictures = config.validation.pictures
+    assert train(whole) == 0
+
+    real = Trainer._validate
+
+    def killed(self, done):
+        if done == step:
+            raise Killed
+        real(self, done)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_validate", killed)
+        with pytest.raises(Killed):
+            train(config)
+    assert newest(config)["step"] == step
+    for _ in range(2):  # once made it is not made again
+        assert train(config) == 0
+        rows = [
+            [line.split(",")[1:] for line in (run / "validation.csv").read_text().splitlines()]
+            for run in (config.run, whole.run)
+        ]
+        assert rows[0] == rows[1] and len(rows[0]) > 2
+
+
+def test_a_run_that_is_asked_to_stop_where_a_validation_is_due(tmp_path, monkeypatch):
+    config = tiny(tmp_path, schedule__iterations=4, validation__every=2)
+    config.validation.pictures = photographs(tmp_path / "val", count=1)
+    real = Learner.update
+
+    def update(self, step):
+        real(self, step)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "update", update)
+        train(config)
+    assert train(config) == 0
+    lines = (config.run / "validation.csv").read_text().splitlines()[1:]
+    assert {line.split(",")[1] for line in lines} == {"2", "4"}
+
+
+def test_optimizers_that_need_more_than_was_gathered_begin_anew(tmp_path):
+    assert train(tiny(tmp_path, schedule__iterations=2)) == 0
+    more = tiny(tmp_path, schedule__iterations=4, optimizer__options={"amsgrad": 1.0})
+    more.checkpoint.allow_changes = True
+    assert train(more) == 0
+    said = (more.run / "train.log").read_text()
+    assert "optimizer.options ask for what the run has not gathered: optimisers begin anew" in said
+    finer = tiny(tmp_path, schedule__iterations=6, optimizer__options={"amsgrad": 1, "eps": 1e-6})
+    finer.checkpoint.allow_changes = True
+    assert train(finer) == 0
+    assert (more.run / "train.log").read_text().count("optimisers begin anew") == 1
+
+
 def test_files_of_other_kinds_are_called_by_their_names(tmp_path, capsys):
     config = tiny(tmp_path, schedule__iterations=2)
     assert train(config) == 0

@@ -16,12 +16,13 @@ from torch import nn
 
 from dasr_ops.models import load_dasr
 from dasr_ops.train.config import OptimizerConfig, ScheduleConfig
+from dasr_ops.train.config_checks import optimizer_names
 from dasr_ops.train.engine.averaging import Average
 from dasr_ops.train.engine.checkpoints import Checkpoints, read
 from dasr_ops.train.engine.errors import TrainingError
 from dasr_ops.train.engine.interruption import Interruption, interruption
 from dasr_ops.train.engine.networks import build_restorer, export
-from dasr_ops.train.engine.optimizers import build_optimizer
+from dasr_ops.train.engine.optimizers import build_optimizer, fits
 from dasr_ops.train.engine.processes import choose_device
 from dasr_ops.train.engine.schedules import factor
 
@@ -78,6 +79,25 @@ def test_average_without_decay_is_the_network():
     average.update(network, 5)
     for name, value in network.state_dict().items():
         assert torch.equal(average.network.state_dict()[name], value), name
+
+
+def test_what_optimizers_have_gathered():
+    def gathered(name, **options):
+        config = OptimizerConfig(name=name, options=options)
+        layer = nn.Linear(2, 3)
+        layer.unused = nn.Parameter(torch.zeros(2))
+        optimizer = build_optimizer(config, layer.parameters(), 0.1)
+        layer(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        return optimizer
+
+    names = [name for name in optimizer_names() if name != "Muon"]  # which takes matrices alone
+    for name in names:
+        optimizer = gathered(name)
+        assert fits(optimizer, optimizer.state_dict()), name
+    state = gathered("RMSprop").state_dict()
+    assert not fits(gathered("RMSprop", momentum=0.9), state)
+    assert fits(gathered("RMSprop", alpha=0.9), state)
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "RMSprop", "NAdam", "Adafactor"])

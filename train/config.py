@@ -312,7 +312,7 @@ class TrainConfig:
     """Checkpoints."""
 
     def __post_init__(self) -> None:
-        require("seed", self.seed >= 0, "0 or more", self.seed)
+        require("seed", 0 <= self.seed < 2**63, "0 to 2^63 - 1", self.seed)
         for name in ("patch_size", "source_size"):
             value, scale = getattr(self.data, name), self.network.upscale
             require(f"data.{name}", value % scale == 0, f"a multiple of {scale}", value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 from collections.abc import Iterator
 
@@ -94,6 +95,11 @@ def optimizer_names() -> list[str]:
 def _optimizer(config: TrainConfig) -> Iterator[str]:
     name, known = config.optimizer.name, optimizer_names()
     if name in known:
+        accepted = inspect.signature(getattr(torch.optim, name)).parameters
+        for option in config.optimizer.options:
+            if option not in accepted:
+                has = ", ".join(accepted)
+                yield f"optimizer.options: {name} has no option {option!r}; it has {has}"
         return
     close = [n for n in known if n.lower() == name.lower()] or difflib.get_close_matches(
         name, known

@@ -96,6 +96,11 @@ class GanLossConfig:
     start: int = 0
     """First step with adversarial loss; the discriminator learns from the start."""
 
+    def __post_init__(self) -> None:
+        valid = not (self.relativistic and self.kind == "wgan_softplus")
+        expected = "False for kind wgan_softplus, whose relativistic form is that of vanilla"
+        require("loss.gan.relativistic", valid, expected, self.relativistic)
+
 
 @dataclass
 class LossConfig:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -117,6 +118,8 @@ def _keys(names: Sequence[str]) -> list[str]:
     keys: dict[str, None] = {}
     for name in names:
         stem = str(PurePosixPath(name).with_suffix("")).strip("/").replace(".", "_")
+        # What readers of the list take for a comment, strip, or end the line at.
+        stem = re.sub(r"^[#\s]|[\r\n]", "_", stem)
         key, number = stem, 1
         while key in keys:  # the same name with another ending
             number += 1

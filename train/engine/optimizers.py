@@ -60,6 +60,25 @@ def resume_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
         group.update(own)
 
 
+def fits(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> bool:
+    """Return whether a state has for every parameter what a step of ``optimizer`` asks for.
+
+    Its constructor's options decide that: AMSGrad and momentum keep sums of their own.
+    """
+    (group,) = optimizer.param_groups
+    probes = [nn.Parameter(torch.zeros([2] * p.dim(), device=p.device)) for p in group["params"]]
+    for parameter in probes:
+        parameter.grad = torch.zeros_like(parameter)
+    probe = type(optimizer)(probes)
+    probe.param_groups[0].update({k: v for k, v in group.items() if k != "params"})
+    probe.step()
+    for number, gathered in state["state"].items():
+        entries = probe.state[probes[number]].items() if number < len(probes) else ()
+        if not {name for name, value in entries if value is not None} <= gathered.keys():
+            return False
+    return True
+
+
 def _number(value: float) -> float | int:
     # Options that are switches or counts refuse 1.0.
     return int(value) if float(value).is_integer() else value

@@ -28,6 +28,7 @@ from .learner import NONFINITE, Learner
 from .lock import locked
 from .networks import export
 from .numerics import numerics
+from .optimizers import fits
 from .processes import Processes, end_threads, explain, processes
 
 EXIT_FAILURE = 1
@@ -122,18 +123,20 @@ class Trainer:
 
     def _run(self) -> int:
         config, total = self.config, self.config.schedule.iterations
+        finished = self.start >= total
         try:
-            if self.start >= total:
-                self._say(f"{config.run} is at step {self.start} of {total}: nothing to do")
-                # But the networks, if it was killed, or the disk full, behind its last checkpoint.
-                return 0 if self._export(self.start) else EXIT_FAILURE
-            if self.group.is_main:
+            if self.group.is_main and not finished:
                 self.log = RunLog(config.run, config.log, start=self.start, total=total)
-            if self.start:
+            if finished:
+                self._say(f"{config.run} is at step {self.start} of {total}: nothing to do")
+            elif self.start:
                 self._say("; ".join((f"going on from step {self.start}", *self.notes)))
+            if self.start:
+                self._validate_late()
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "skipping ")  # they go to the log
-                code = self._loop()
+                # If it was killed, or the disk full, behind its last checkpoint, networks lack.
+                code = self._loop() if not finished else 0 if self._export(total) else EXIT_FAILURE
         except Exception as error:
             reason = explain(error)
             if self.log is not None:
@@ -231,6 +234,24 @@ class Trainer:
             self.log.validation(step, scores)
         self.group.barrier()
 
+    def _validate_late(self) -> None:
+        """Make up for the validation of the step that the run goes on from, if it was due.
+
+        A run that is asked to stop saves and leaves; one that is killed may be so while validating.
+        """
+        step, total = self.start, self.config.schedule.iterations
+        if step < total and not _due(step, self.config.validation.every):
+            return
+        if self.validation is not None:  # in the first process alone
+            if self.log is None:
+                self.log = RunLog(
+                    self.config.run, self.config.log, start=step, total=max(step, total)
+                )
+            if self.log.validated(step):
+                self.group.barrier()
+                return
+        self._validate(step)
+
     def _state(self) -> State:
         random: State = {"cpu": torch.get_rng_state()}
         if self.group.device.type == "cuda":
@@ -309,9 +330,12 @@ class Trainer:
 
     def _resume(self, state: State) -> None:
         former, name = state["config"]["optimizer"]["name"], self.config.optimizer.name
-        known = former == name and "optimizer" in state["learner"]
+        known, lost = former == name and "optimizer" in state["learner"], ""
+        if former != name:
+            lost = f"{name} has no use for the state of {former}: "
+        elif known and not fits(self.learner.optimizer, state["learner"]["optimizer"]):
+            known, lost = False, "optimizer.options ask for what the run has not gathered: "
         if not known:
-            lost = "" if former == name else f"{name} has no use for the state of {former}: "
             self.notes.append(f"{lost}optimisers begin anew, with a rising rate")
         try:
             self.learner.load_state_dict(state["learner"], anew=None if known else self.start)
@@ -334,7 +358,10 @@ class Trainer:
             torch.cuda.set_rng_state(part["random"]["cuda"], self.group.device)
 
     def _fail(self, step: int, parts: list[Batch], sums: dict[str, float]) -> None:
-        """Save the state before the step and what made it fail, and give up."""
+        """Save the weights before the step and what made it fail, and give up.
+
+        The pool of samples is a batch further: the same command goes on with another batch.
+        """
         if self.saved != step:
             # That state may be what is wrong: older ones and the networks stay.
             with self._paused():
@@ -351,8 +378,8 @@ class Trainer:
             f"{name} {value / self.group.world_size:g}" for name, value in sums.items()
         )
         message = (
-            f"a loss or gradient is not finite in step {step + 1} ({losses}). The state before "
-            f"it is saved, {where}. A lower optimizer.lr, optimizer.clip_norm = 1, or "
+            f"a loss or gradient is not finite in step {step + 1} ({losses}). The weights before "
+            f"it are saved, {where}. A lower optimizer.lr, optimizer.clip_norm = 1, or "
             "engine.precision = bfloat16 or float32 may help (with --checkpoint.allow-changes)"
         )
         raise TrainingError(message)

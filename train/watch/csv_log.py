@@ -64,6 +64,14 @@ class CsvLog:
         row |= {name: _cell(value) for name, value in values.items()}
         self._append(_line([row.get(name, "") for name in self._columns]))
 
+    def has(self, step: int) -> bool:
+        """Return whether there is a row of this step.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        return any(int(row["step"]) == step for row in self._load())
+
     def trim(self) -> None:
         """Remove what is beyond the start now; otherwise the first `write` does it.
 

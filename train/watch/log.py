@@ -148,6 +148,12 @@ class RunLog:
                 tags = {f"validation/{level}/{name}": value for name, value in named.items()}
                 self._board.scalars(step, tags)
 
+    def validated(self, step: int) -> bool:
+        """Return whether the log has scores of this step; also if it cannot be read."""
+        with self._guard("validation.csv"):
+            return self._scores.has(step)
+        return True
+
     def message(self, text: str) -> None:
         """Print text without breaking the progress line, and append it to train.log."""
         self._say(text)
