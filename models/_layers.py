@@ -29,6 +29,8 @@ def picture_of(array: np.ndarray) -> Picture:
     """
     from .pictures import Picture
 
+    if array.dtype.kind == "u":
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype not in (np.uint8, np.uint16):
         raise TypeError(f"Upscaler: image: expected a uint8 or uint16 array, got {array.dtype}")
     channels = array.shape[2] if array.ndim == 3 else 1

@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -114,8 +115,8 @@ class Upscaler:
             raise ValueError(f"Upscaler: dtype: expected one of {DTYPES}, got {dtype}")
         self.scale = model.upscale if scale is None else _check_scale(scale)
         self.model = model.to(device=self.device, dtype=torch.float32)
-        self.tile = tile
-        self.overlap = overlap
+        self.tile: int | Literal["auto"] = tile if tile == "auto" else int(tile)
+        self.overlap = int(overlap)
         self.dtype = dtype
         self._warned = False
 
@@ -314,7 +315,10 @@ class Upscaler:
         radius = self.receptive_field_radius
         overlap = min(self.overlap, radius)  # more would be computed in vain
         height, width = lr.shape[2:]
-        largest = call.tiles or self.choose_tiles(height, width, lr.shape[0])
+        if call.tiles is None:
+            largest = self.choose_tiles(height, width, lr.shape[0])
+        else:
+            largest = _check_rows_and_columns(call.tiles, 2 * overlap)
         rows = cut(height, largest[0], overlap, radius)
         columns = cut(width, largest[1], overlap, radius)
         total, done = len(rows) * len(columns), 0
@@ -372,11 +376,20 @@ class Upscaler:
         if isinstance(degradation, Tensor):
             v = degradation
         else:
+            if degradation is not None and not callable(degradation):
+                raise TypeError(
+                    "Upscaler: degradation: expected a Tensor or a function, got "
+                    f"{type(degradation).__name__}"
+                )
             prediction = self.predict(lr)
             if degradation is None:
                 return prediction.weights
             v = degradation(prediction.v)
         check_rows("Upscaler", "degradation", v, lr.shape[0], self.model.net_p.config["num_params"])
+        if not torch.isfinite(v).all():
+            raise ValueError(
+                "Upscaler: degradation: expected finite numbers, got infinities or NaN"
+            )
         return self.model.net_p.mix(v.to(self.device, torch.float32))
 
     def _run(
@@ -412,9 +425,9 @@ def _check_tiles(tile: Any, overlap: Any) -> None:
     if isinstance(tile, str) and tile != "auto":
         raise ValueError(f'Upscaler: tile: expected an int or "auto", got {tile!r}')
     for name, value in (("tile", tile), ("overlap", overlap)):
-        if value == "auto" and name == "tile":
+        if isinstance(value, str) and name == "tile":
             continue
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not isinstance(value, Integral) or isinstance(value, bool):
             raise TypeError(f"Upscaler: {name}: expected an int, got {value!r}")
         if value < 0:
             raise ValueError(f"Upscaler: {name}: expected at least 0, got {value}")
@@ -425,10 +438,20 @@ def _check_tiles(tile: Any, overlap: Any) -> None:
 
 
 def _check_scale(scale: Any) -> float:
-    if not isinstance(scale, (int, float)) or isinstance(scale, bool):
+    if not isinstance(scale, Real) or isinstance(scale, bool):
         raise TypeError(f"Upscaler: scale: expected a number, got {scale!r}")
     if not (0 < scale <= LARGEST_SCALE and math.isfinite(scale)):
         raise ValueError(
             f"Upscaler: scale: expected more than 0 and at most {LARGEST_SCALE:g}, got {scale}"
         )
-    return scale
+    return int(scale) if isinstance(scale, Integral) else float(scale)
+
+
+def _check_rows_and_columns(tiles: Any, context: int) -> tuple[int, int]:
+    sides = tuple(tiles) if isinstance(tiles, Sequence) else ()
+    valid = all(isinstance(n, Integral) and (n == 0 or n > context) for n in sides)
+    if len(sides) != 2 or not valid:
+        raise ValueError(
+            f"Upscaler: tiles: expected rows and columns, 0 or more than {context}, got {tiles!r}"
+        )
+    return sides

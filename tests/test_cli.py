@@ -201,6 +201,63 @@ def test_failures_inside_are_one_line(tmp_path, weights, capsys, monkeypatch, er
     assert reported.endswith(line)
 
 
+def test_results_that_others_make_meanwhile(tmp_path, weights, capsys, monkeypatch):
+    for name in ("a.png", "b.png", "c.gif"):
+        _picture(tmp_path / "in" / name)
+    out = tmp_path / "out"
+    arguments = [tmp_path / "in", "-o", out, "--weights", weights]
+    real = Upscaler.__call__
+
+    def magnify(self, image, **kwargs):
+        for name in ("a.png", "b.png"):
+            (out / name).write_text("theirs")
+        return real(self, image, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Upscaler, "__call__", magnify)
+        assert _upscale(*arguments, "--skip-existing") == 0
+    said = capsys.readouterr().err
+    assert said.count("exists by now") == 2 and "done: 1, failed: 0" in said
+    assert {path.name for path in out.iterdir()} == {"a.png", "b.png", "c.png"}
+    assert (out / "a.png").read_text() == (out / "b.png").read_text() == "theirs"
+    (out / "b.png").unlink()
+    (out / "a.png").unlink()
+    (out / "c.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Upscaler, "__call__", magnify)
+        assert _upscale(*arguments) == 1
+    assert "a.png exists; see --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes by POSIX shells")
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
+def test_streams_that_are_closed(tmp_path, weights, closed):
+    _picture(tmp_path / "a.png")
+    (tmp_path / "cut.png").write_bytes(b"x")
+    line = f'"{sys.executable}" -m dasr_ops upscale *.png -o out --weights "{weights}" {closed}'
+    ended = subprocess.run(line, shell=True, cwd=tmp_path, stdout=subprocess.PIPE, check=False)
+    assert ended.returncode == 1 and ended.stdout == b""  # of the one that is broken
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full device is there on Linux")
+def test_a_full_disk_behind_standard_output(tmp_path, weights):
+    _picture(tmp_path / "a.png")
+    command = [sys.executable, "-m", "dasr_ops", "inspect", "a.png", "--json", "a.json"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [*command, "--weights", weights],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == "error: standard output: No space left on device\n"
+    assert (tmp_path / "a.json").is_file()
+
+
 def test_existing_results_are_a_matter_of_choice(tmp_path, weights, capsys):
     sources = [_picture(tmp_path / "in" / name) for name in ("a.png", "b.png")]
     before = [source.read_bytes() for source in sources]

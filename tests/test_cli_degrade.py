@@ -212,6 +212,35 @@ def test_a_change_of_settings_that_was_interrupted_is_finished(photos, tmp_path)
     assert tree(first) == tree(second)
 
 
+def test_another_picture_of_the_same_name(photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(photos, "-o", out, "--levels", "clean", "weak", "--quiet") == 0
+    before = tree(out)
+    picture(photos / "a.png", seed=7)
+    assert run(photos, "-o", out, "--levels", "clean", "severe") == 1  # severe is missing
+    assert "gt/a.png is of another picture, and " in capsys.readouterr().err
+    found = tree(out)
+    assert {name: found[name] for name in before} == before
+    assert "severe/lr/a.png" not in found and "severe/lr/deep/er/b.png" in found
+    assert run(photos, "-o", out, "--levels", "severe", "--overwrite", "--quiet") == 0
+    fresh = tmp_path / "fresh"
+    assert run(photos, "-o", fresh, "--levels", "severe", "--quiet") == 0
+    expected, found = tree(fresh), tree(out)
+    for name in ("gt/a.png", "severe/lr/a.png", "severe/lr/a.json"):
+        assert found[name] == expected[name]
+    assert "clean/lr/a.png" not in found and "weak/lr/a.json" not in found  # of the other picture
+    assert "clean/lr/deep/er/b.png" in found
+
+
+def test_a_picture_that_changed_with_the_settings_is_made_again(photos, tmp_path):
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    assert run(photos, "-o", out, "--levels", "weak", "--quiet") == 0
+    (out / "degrade.json").write_text((out / "degrade.json").read_text().replace("4", "3"))
+    for place in (out, fresh):  # killed behind the settings: nothing was made with them yet
+        assert run(photos, "-o", place, "--levels", "weak", "--scale", 3, "--quiet") == 0
+    assert tree(out) == tree(fresh)
+
+
 def test_results_inside_the_folder_are_not_degraded_again(photos):
     out = photos / "sets"
     for _ in range(2):

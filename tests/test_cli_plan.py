@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,43 @@ def test_collisions_are_refused(tmp_path):
     os.symlink(tmp_path / "out2", tmp_path / "link")
     jobs, _ = plan([tmp_path / "x"], tmp_path / "link")
     assert jobs[0].target == tmp_path / "link" / "a.png"
+
+
+def test_results_beside_their_inputs(tmp_path):
+    _touch(tmp_path, "in/a.png", "in/b.jpg", "in/a_x4.png", "in/b_x4.jpg", "in/c.webp")
+    for inputs in ([tmp_path / "in"], [tmp_path / "in" / "*"], sorted((tmp_path / "in").iterdir())):
+        with pytest.raises(UsageError, match="which is an input"):
+            plan(inputs, tmp_path / "in", suffix="_x4")
+        jobs, _ = plan(inputs, tmp_path / "in", suffix="_x4", keep=True)
+        assert _names(jobs, tmp_path) == {
+            "in/a.png": "in/a_x4.png",
+            "in/b.jpg": "in/b_x4.jpg",
+            "in/c.webp": "in/c_x4.webp",
+        }
+    _touch(tmp_path, "in2/a.png", "in2/a.webp", "in2/b.png")
+    jobs, _ = plan([tmp_path / "in2"], tmp_path / "in2", format="webp", keep=True)
+    assert _names(jobs, tmp_path) == {"in2/a.png": "in2/a.webp", "in2/b.png": "in2/b.webp"}
+    with pytest.raises(UsageError):
+        plan([tmp_path / "in2"], tmp_path / "in2", format="webp")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and lengths of POSIX")
+def test_paths_that_lead_nowhere(tmp_path):
+    (a,) = _touch(tmp_path, "a.png")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").symlink_to("a.png")
+    for output in (tmp_path / "loop", tmp_path / "loop" / "b.png", tmp_path / "out"):
+        jobs, failures = plan([a], output)
+        assert len(jobs) == 1 and not failures
+    jobs, failures = plan([tmp_path], tmp_path / "loop")
+    assert [job.source for job in jobs] == [a] and len(failures) == 1  # a link in a circle
+    long = tmp_path / ("a" * 300 + ".png")
+    for inputs, output in (([long], tmp_path / "out"), ([long], tmp_path / "b.png")):
+        _, failures = plan(inputs, output)
+        assert [path for path, _ in failures] == [long]
+    jobs, failures = plan([a], long)
+    assert len(jobs) == 1 and not failures
 
 
 def test_inputs_are_never_targets(tmp_path):

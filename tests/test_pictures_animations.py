@@ -273,7 +273,9 @@ def test_what_is_no_animation(tmp_path):
     rgb().save(tmp_path / "a.tif", save_all=True, append_images=[rgb(9)])
     rgb().save(tmp_path / "a.mpo", save_all=True, append_images=[rgb(9)])
     (tmp_path / "a.txt").write_text("hello")
-    for name in ("a.gif", "a.png", "a.tif", "a.mpo", "a.txt"):
+    # One frame, behind a picture for programs that know no animations.
+    rgb().save(tmp_path / "b.png", save_all=True, append_images=[rgb(9)], default_image=True)
+    for name in ("a.gif", "a.png", "b.png", "a.tif", "a.mpo", "a.txt"):
         assert open_animation(tmp_path / name) is None
     with pytest.raises(PictureError, match="No such file"):
         open_animation(tmp_path / "none.gif")

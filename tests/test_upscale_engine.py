@@ -358,6 +358,31 @@ def test_bad_images_are_named(model, image, error, message):
         Upscaler(model)(image)
 
 
+def test_numbers_of_numpy(model, picture):
+    upscaler = Upscaler(model, tile=np.int64(40), overlap=np.int32(8), scale=np.float32(1.5))
+    assert (upscaler.tile, upscaler.overlap, upscaler.scale) == (40, 8, 1.5)
+    deep = picture.astype(np.uint16) * 257
+    result = upscaler(deep.astype(">u2"))
+    assert result.dtype == np.uint16 and np.array_equal(result, upscaler(deep))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"degradation": torch.full((1, 33), torch.nan)}, ValueError, "expected finite numbers"),
+        ({"degradation": lambda v: v / 0}, ValueError, "expected finite numbers"),
+        ({"degradation": np.zeros((1, 33))}, TypeError, "a Tensor or a function, got ndarray"),
+        ({"degradation": [0.0] * 33}, TypeError, "a Tensor or a function, got list"),
+        ({"tiles": (10, 10)}, ValueError, r"tiles: expected rows .* more than \d+, got \(10, 10\)"),
+        ({"tiles": (-5, 3)}, ValueError, "tiles: expected rows and columns"),
+        ({"tiles": 64}, ValueError, "tiles: expected rows and columns"),
+    ],
+)
+def test_bad_arguments_of_a_call_are_named(model, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        Upscaler(model)(torch.rand(1, 3, 20, 20), **kwargs)
+
+
 def test_model_must_be_dasr_for_rgb():
     with pytest.raises(TypeError, match="model: expected a DASR, got Linear"):
         Upscaler(torch.nn.Linear(1, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 import threading
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from ..version import __version__
+from ._output import was_lost
 
 COMMANDS = {
     "upscale": (".upscale", "magnify pictures and videos"),
@@ -45,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0: all went well. 1: something failed. 2: the command line is wrong, and nothing was done.
         130: interrupted by Ctrl-C. 143: terminated. 129: the terminal was closed.
     """
+    _open_closed_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["--version"]:
         print(f"dasr-ops {__version__}")
@@ -58,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     try:
         with _termination_as_exception():
-            return importlib.import_module(COMMANDS[name][0], __name__).main(rest)
+            code = importlib.import_module(COMMANDS[name][0], __name__).main(rest)
+            return code or (EXIT_FAILURE if was_lost() else 0)
     except UsageError as error:
         print(f"dasr {name}: error: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -67,6 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except SystemExit as error:  # from the parser of arguments: help, or a usage error
         return error.code if isinstance(error.code, int) else EXIT_USAGE
+
+
+def _open_closed_streams() -> None:
+    """Let what is printed to a stream that was closed before the start go nowhere.
+
+    Python has None in its place, which programs that write to it do not expect.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _help() -> str:

@@ -7,6 +7,7 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import tyro
 
 from . import EXIT_FAILURE, UsageError
-from .plan import plan
+from .plan import plan, resolved
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,7 +158,8 @@ def _jobs(options: Degrade) -> list[Job]:
     folder, output = options.folder, options.output
     if not folder.is_dir():
         raise UsageError(f"{folder}: expected a folder of pictures")
-    if folder.resolve() == output.resolve() or output.resolve() in folder.resolve().parents:
+    here, there = resolved(folder), resolved(output)
+    if here == there or there in here.parents:
         raise UsageError(f"--output {output}: the pictures lie in it; choose another folder")
     placed, failures = plan([folder], output, format="png", stills=True)
     if failures:
@@ -244,14 +246,44 @@ def _degrade(job: Job, options: Degrade) -> None:
         size = f"{pixels.shape[1]}x{pixels.shape[0]}"
         raise PictureError(f"{size} is too small for a scale of {options.scale}")
     pixels = pixels[:height, :width]
-    # Before its degraded versions: those that are done have the ground truth that belongs to them.
-    _write_picture(pixels, job.gt)
+    _write_ground_truth(pixels, job, options)
     tasks = [task for task in job.tasks if options.overwrite or not task.done(options)]
     image = torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255
     if options.sharpen:
         image = (usm_sharpen(image) * 255).round() / 255
     for task in tasks:
         _degrade_once(image, job, task, options)
+
+
+def _write_ground_truth(pixels: np.ndarray, job: Job, options: Degrade) -> None:
+    """Write it before its degraded versions; those that exist keep what belongs to them."""
+    import numpy as np
+
+    from dasr_ops.train.data import read_rgb
+
+    former = None
+    with suppress(OSError):  # none there, or a broken one
+        former = read_rgb(job.gt)
+    if former is not None and np.array_equal(former, pixels):
+        return
+    if former is not None:
+        for task in _results(job, options):
+            if not options.overwrite and task.done(options):
+                raise PictureError(
+                    f"{job.gt} is of another picture, and {task.lr} belongs to it; choose another "
+                    "folder, or --overwrite, which removes what was made of that"
+                )
+            if options.overwrite:
+                task.json.unlink(missing_ok=True)
+                task.lr.unlink()
+    _write_picture(pixels, job.gt)
+
+
+def _results(job: Job, options: Degrade) -> list[Task]:
+    """Return the degraded versions of a picture that exist, of whatever level."""
+    name = job.gt.relative_to(options.output / "gt")
+    found = (Task(place.name, 0, place / "lr" / name) for place in options.output.iterdir())
+    return sorted(task for task in found if task.lr.is_file())
 
 
 def _degrade_once(image: Any, job: Job, task: Task, options: Degrade) -> None:

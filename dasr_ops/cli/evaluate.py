@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import EXIT_FAILURE, UsageError
 from ._eval_options import Eval, mix_of, parse
+from ._output import print_names
 from ._weights import default, find, load_networks
 
 if TYPE_CHECKING:
@@ -36,10 +37,9 @@ def main(argv: Sequence[str]) -> int:
         print("error: no picture could be scored", file=sys.stderr)
         return EXIT_FAILURE
     report = Report(evaluation, settings, time=options.time)
-    print(f"{report.heading()}, border {settings['border']}\n")
-    print(report.markdown(), end="")
+    print_names(f"{report.heading()}, border {settings['border']}\n\n{report.markdown().rstrip()}")
     if evaluation.vector is not None and len(evaluation.vector):
-        print(f"\n{evaluation.vector.summary()}")
+        print_names(f"\n{evaluation.vector.summary()}")
     written = options.output is None or _write(report, run.keywords["journal"], options)
     return EXIT_FAILURE if evaluation.failed or not written else 0
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
-from dasr_ops.models.pictures import ANIMATION_FORMATS, FORMATS
+from dasr_ops.models.pictures import ANIMATION_FORMATS, FORMATS, is_animation
 from dasr_ops.models.pictures.pil import open_image
 from dasr_ops.models.video import CONTAINERS, VIDEO_SUFFIXES, target_suffix
 
@@ -57,6 +57,7 @@ def plan(
     suffix: str = "",
     format: str | None = None,
     stills: bool = False,
+    keep: bool = False,
 ) -> tuple[list[Job], list[tuple[Path, str]]]:
     """Choose a target for each file.
 
@@ -67,6 +68,8 @@ def plan(
         format: ``png``, ``jpg`` ..., of pictures; None keeps the suffix of the source where it can
             be written, and takes PNG elsewhere, MKV for videos.
         stills: whether there are pictures only: no videos, and of animations the first frame.
+        keep: whether results that exist stay: a file that is the target of another one is then
+            taken for a result of a former run, not for an input.
 
     Returns:
         The jobs, and the inputs without any picture or video, each with the reason.
@@ -80,7 +83,7 @@ def plan(
     suffixes = READ_SUFFIXES if stills else READ_SUFFIXES | FOLDER_VIDEO_SUFFIXES
     named = _is_file_name(inputs, output)
     if not named:
-        if exists(output) and not output.is_dir():
+        if exists(output) and not _is_dir(output):
             raise UsageError(f"-o {output}: expected a folder, but it is a file")
         if _is_written(output) and not exists(output):
             raise UsageError(
@@ -97,7 +100,18 @@ def plan(
         raise UsageError(f"-o {output}: a file name fits a single input file only; name a folder")
     else:
         jobs = [_named_job(source, output, stills) for source, _ in files]
-    return _check(jobs), failures
+    return _check(_without_results(jobs) if keep else jobs), failures
+
+
+def _without_results(jobs: Sequence[Job]) -> list[Job]:
+    """Leave out the files that are targets of others: in a folder of pictures and their results."""
+    sources = {job: _identity(job.source) for job in jobs}
+    results = {
+        target
+        for job in jobs
+        if exists(job.target) and (target := _identity(job.target)) != sources[job]
+    }
+    return [job for job in jobs if sources[job] not in results]
 
 
 def find_files(
@@ -159,21 +173,37 @@ def exists(path: Path) -> bool:
         return False
 
 
+def resolved(path: Path) -> Path:
+    """Return the path without links; as it is where links lead in circles."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # RuntimeError: before Python 3.13
+        return path.absolute()
+
+
+def _is_dir(path: Path) -> bool:
+    """Return whether a path leads to a folder; what cannot be looked at does not."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def _matching(pattern: Path, left_out: Path | None, suffixes: Set[str]) -> list[tuple[Path, Path]]:
     fixed = Path()
     for part in pattern.parts[:-1]:
         if glob.has_magic(part):
             break
         fixed /= part
-    former = None if left_out is None else left_out.resolve()
-    if former == fixed.resolve():
+    former = None if left_out is None else resolved(left_out)
+    if former == resolved(fixed):
         former = None
     taken = [
         path
         for path in map(Path, glob.iglob(str(pattern), recursive=True))
         if path.suffix.lower() in suffixes
         and path.is_file()
-        and (former is None or former not in path.resolve().parents)
+        and (former is None or former not in resolved(path).parents)
     ]
     return [(path, path.relative_to(fixed)) for path in sorted(taken)]
 
@@ -184,7 +214,7 @@ def _is_written(path: Path) -> bool:
 
 def _is_file_name(inputs: Sequence[Path], output: Path) -> bool:
     return (
-        len(inputs) == 1 and not inputs[0].is_dir() and not output.is_dir() and _is_written(output)
+        len(inputs) == 1 and not _is_dir(inputs[0]) and not _is_dir(output) and _is_written(output)
     )
 
 
@@ -216,7 +246,7 @@ def _is_animated(path: Path) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about size
             with open_image(path) as image:
-                return getattr(image, "is_animated", False)
+                return is_animation(image)
     except Exception:  # said with its reason when it is read
         return False
 
@@ -258,8 +288,8 @@ def _walk(
     Links to files are followed, links to folders are not. What cannot be looked into goes to
     ``failures``.
     """
-    former = None if left_out is None else left_out.resolve()
-    if former == folder.resolve():
+    former = None if left_out is None else resolved(left_out)
+    if former == resolved(folder):
         former = None
 
     def report(error: OSError) -> None:
@@ -270,7 +300,7 @@ def _walk(
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and (Path(place) / name).resolve() != former
+            if not name.startswith(".") and resolved(Path(place) / name) != former
         )
         for name in sorted(names):
             path = Path(place) / name
@@ -311,7 +341,7 @@ def _identity(path: Path) -> tuple[int, int] | str:
 
 
 def _key(path: Path) -> str:
-    name = os.path.normcase(path.resolve())
+    name = os.path.normcase(resolved(path))
     return name.casefold() if sys.platform in ("darwin", "win32") else name
 
 

@@ -142,7 +142,9 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("no picture, video or folder given")
     _check(options)
     format = None if options.format == "auto" else options.format
-    jobs, failures = plan(inputs, options.output, suffix=options.suffix, format=format)
+    jobs, failures = plan(
+        inputs, options.output, suffix=options.suffix, format=format, keep=options.skip_existing
+    )
     with ranks() as here:
         if here.rank == 0:
             for path, reason in failures:
@@ -208,6 +210,7 @@ def _run(jobs: Sequence[Job], options: Upscale, weights: Sequence[Path]) -> int:
         video=_video_options(options) if any(job.kind is Kind.VIDEO for job in jobs) else None,
         quality=options.quality,
         overwrite=options.overwrite,
+        skip_existing=options.skip_existing,
         quiet=options.quiet,
     )
     if options.dry_run:

@@ -24,7 +24,7 @@ from dasr_ops.models.tiling import is_out_of_memory
 from dasr_ops.models.upscale import NonFiniteError, PrecisionWarning
 from dasr_ops.models.video.errors import VideoError, VideoWarning
 
-from .plan import Job, Kind
+from .plan import Job, Kind, exists
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +53,7 @@ class Settings:
         video: how videos are encoded; None where there is none.
         quality: 1 to 100, of JPEG, WebP and AVIF; None for the defaults.
         overwrite: whether results that exist are replaced.
+        skip_existing: whether a result that another program makes meanwhile is no failure.
         quiet: whether nothing but errors is printed.
     """
 
@@ -60,6 +61,7 @@ class Settings:
     video: VideoOptions | None = None
     quality: int | None = None
     overwrite: bool = False
+    skip_existing: bool = False
     quiet: bool = False
 
 
@@ -145,6 +147,12 @@ class Report:
             self.failed += 1
             self.part(job, 1.0)
             self._bar.write(f"error: {job.source}: {reason}", file=sys.stderr)
+
+    def skipped(self, job: Job) -> None:
+        """Count a job whose result was made by others meanwhile."""
+        with self._lock:
+            self.part(job, 1.0)
+        self._warning(job.source, f"skipped, since {job.target} exists by now")
 
     def rate(self) -> float:
         """Return megapixels of results per second."""
@@ -281,6 +289,8 @@ class _Worker:
             self._report.success(job, pixels)
             return None
         assert picture is not None
+        if self._settings.skip_existing and exists(job.target):  # rather than work in vain
+            raise FileExistsError(f"{job.target} exists")
         source = picture.result()
         size = self._upscaler.output_size(*source.size)
         pictures.check_output_size(size, pictures.FORMATS[job.target.suffix.lower()])
@@ -335,6 +345,11 @@ class _Worker:
             return action(*arguments)
         except Stopped:
             return None
+        except FileExistsError as error:
+            if self._settings.skip_existing and _is_own(error):
+                self._report.skipped(job)
+            else:
+                self._report.failure(job, _reason(error, job))
         except Exception as error:  # one strange file must not end the work on a folder of them
             self._report.failure(job, _reason(error, job))
         return None
@@ -352,12 +367,17 @@ def _check_memory(source: Picture, size: tuple[int, int]) -> None:
         )
 
 
+def _is_own(error: FileExistsError) -> bool:
+    """Whether the error is of a result that exists; the system's own have a number."""
+    return error.errno is None
+
+
 def _reason(error: Exception, job: Job) -> str:
     if is_out_of_memory(error):
         return "not enough memory; a smaller --tile needs less"
     if isinstance(error, (pictures.PictureError, NonFiniteError, VideoError)):
         return one_line(error)
-    if isinstance(error, FileExistsError) and error.errno is None:  # our own
+    if isinstance(error, FileExistsError) and _is_own(error):
         return f"{job.target} exists; see --overwrite"
     if isinstance(error, OSError):
         return f"{job.target} cannot be written: {error.strerror or error}"

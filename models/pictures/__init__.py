@@ -9,7 +9,7 @@ read at all is a `PictureError`.
 from __future__ import annotations
 
 from .alpha import enlarge_alpha, fill_transparent
-from .animation import Animation, open_animation
+from .animation import Animation, is_animation, open_animation
 from .animation_writer import write_animation
 from .errors import PictureError, PictureWarning, said_to
 from .formats import ANIMATION_FORMATS, FORMATS, MAX_PIXELS, check_output_size
@@ -31,6 +31,7 @@ __all__ = [
     "check_output_size",
     "enlarge_alpha",
     "fill_transparent",
+    "is_animation",
     "open_animation",
     "read_picture",
     "read_size",

@@ -61,7 +61,7 @@ def open_animation(path: str | os.PathLike[str]) -> Animation | None:
         with quiet_decoders():
             image = open_image(path)
         with image:
-            if image.format not in _ANIMATED or getattr(image, "n_frames", 1) < 2:
+            if not is_animation(image):
                 return None
             loop = _loop(image)
             size = image.size
@@ -84,6 +84,14 @@ def open_animation(path: str | os.PathLike[str]) -> Animation | None:
     return Animation(path, size, durations, loop)
 
 
+def is_animation(image: Image.Image) -> bool:
+    """Return whether a file, as far as its head tells, holds an animation."""
+    if image.format not in _ANIMATED or not getattr(image, "is_animated", False):
+        return False
+    # An APNG may begin with a picture for programs that know no animations.
+    return not image.info.get("default_image") or image.n_frames > 2
+
+
 def _loop(image: Image.Image) -> int:
     if image.format == "GIF":
         # The number of repetitions; without the extension it plays once.
@@ -99,7 +107,6 @@ def _frames(path: Path, pixels: bool = True) -> Iterator[tuple[Picture | None, i
         with quiet_decoders():
             image = open_image(path)
         with image:
-            # A PNG may begin with a picture for programs that know no animations.
             first = 1 if image.info.get("default_image") else 0
             text = png_text.read(path, []) if image.format == "PNG" and pixels else None
             for index in range(first, image.n_frames):
