@@ -123,7 +123,7 @@ def test_every_kind_of_field(engine, arguments, changes):
     start.data.train, start.data.root = (Path("photos"),), Path("..")
     start.loss.perceptual.weights = Path("vgg.pth")
     start.loss.perceptual.layers = {"conv5_4": 1.0}
-    start.optimizer.options = {"weight": 1.0, "eps": 1e-3}
+    start.optimizer.options = {"amsgrad": 1.0, "eps": 1e-3}
     save_config(start, "mine.yml")
     config = _train(engine, "mine.yml", *arguments)
     assert _differences(config, start) == changes
@@ -173,7 +173,7 @@ def test_errors_of_the_engine(engine, capsys):
         (["bad.yml"], "bad.yml:2: data.batch_size: expected 1 or more, got 0"),
         (["smoke"], "data.train: expected folders, databases or lists of pictures, got none"),
         (["smoke", "--data.train", "no"], "data.train: no does not exist"),
-        (["smoke", "--seed", "-1"], "seed: expected 0 or more, got -1"),
+        (["smoke", "--seed", "-1"], "seed: expected 0 to 2^63 - 1, got -1"),
         (["smoke", "--network.upscale", "5"], "network.upscale: expected 2, 3 or 4, got 5"),
         (["smoke", "--data.source-size", "40"], "data.source_size: expected at least data.patch"),
         (["smoke", "--loss.pixel.weight", "nan"], "loss.pixel.weight: expected 0 or more, got nan"),

@@ -163,7 +163,7 @@ def test_errors_name_place_field_and_value(tmp_path, text, message):
 def test_plain_mappings_have_no_place():
     with pytest.raises(ConfigError, match=r"^unknown setting data\.trian; did you mean"):
         from_dict({"data": {"trian": []}})
-    with pytest.raises(ConfigError, match=r"^seed: expected 0 or more, got -1$"):
+    with pytest.raises(ConfigError, match=r"^seed: expected 0 to 2\^63 - 1, got -1$"):
         from_dict({"seed": -1})
 
 
