@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import _arguments as arguments
 from ._arguments import Size2
+from ._autograd import is_transformed
 from ._backends import choose
 from ._backends.eager import AUTOCAST_DEVICES, memory_format
 
@@ -226,6 +227,8 @@ def best_memory_format(input: Tensor) -> torch.memory_format:
 
 def uses_cpu_kernels(input: Tensor) -> bool:
     """Return whether ``input`` is in the hands of the `cpu` backend, in a type of its kernels."""
+    if is_transformed():  # where a backend that was asked for would refuse
+        return False
     narrow = input.dtype in (torch.float32, torch.bfloat16, torch.float16)
     return narrow and choose("dynamic_conv2d", input).name == "cpu"
 

@@ -207,12 +207,16 @@ def convert(
     entries = {}
     if len(sources) == 1 and Path(sources[0]).suffix == ".safetensors":
         entries = read_metadata(sources[0])
+    former = model.label_scheme
     if labels is not None:
         model.label_scheme = labels
     if blend_with is not None:
         if Path(blend_with).suffix != ".safetensors":
             raise ValueError(f"convert: blend_with: expected a .safetensors file, got {blend_with}")
-        model = blend(model, load_dasr(blend_with), share)
+        other = load_dasr(blend_with)
+        if other.label_scheme == former:  # what is wrong for one is wrong for its descendant
+            other.label_scheme = model.label_scheme
+        model = blend(model, other, share)
         entries = dict(entries.items() & read_metadata(blend_with).items())
     entries |= metadata or {}
     if labels is not None:

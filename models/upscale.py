@@ -217,8 +217,9 @@ class Upscaler:
             0..1.
 
         Raises:
-            TypeError: ``image`` is of another kind.
-            ValueError: its shape, mode or values are not as described.
+            TypeError: ``image`` or ``degradation`` is of another kind.
+            ValueError: the shape, mode or values of ``image``, ``degradation`` or ``tiles`` are not
+                as described.
             NonFiniteError: the network returns infinities or NaN even in float32.
         """
         call = _Call(degradation, progress, tiles)
@@ -384,6 +385,10 @@ class Upscaler:
             prediction = self.predict(lr)
             if degradation is None:
                 return prediction.weights
+            if not torch.isfinite(prediction.v).all():
+                raise NonFiniteError(
+                    "the network predicts infinities or NaN: its weights are broken"
+                )
             v = degradation(prediction.v)
         check_rows("Upscaler", "degradation", v, lr.shape[0], self.model.net_p.config["num_params"])
         if not torch.isfinite(v).all():

@@ -321,6 +321,8 @@ def test_several_networks_side_by_side(tmp_path, networks, monkeypatch, capsys):
     first = networks / "x4.safetensors"
     several = [first, tmp_path / "g.pth", tmp_path / "p.pth", tmp_path / "a/other.safetensors"]
     arguments = ["--lr", tmp_path / "set/lr", "--gt", tmp_path / "set/gt"]
+    torch.save(other.state_dict(), tmp_path / "both.pth")
+    assert run(*arguments, "--weights", tmp_path / "both.pth", "--methods", "dasr") == 0
     assert run(*arguments, "--weights", *several, "-o", tmp_path / "t") == 0
     content, _ = read(tmp_path / "t")
     assert list(content["means"]) == ["bicubic", "DASR x4", "DASR g", "DASR other"]
@@ -417,11 +419,9 @@ def test_usage_errors(tmp_path, networks, capsys, monkeypatch):
             ["set", "--weights", "set"],
             "--weights: expected names or files (.safetensors or .pth) of weights, got set",
         ),
-        (
-            ["set", "--weights", "none.pth"],
-            "--weights none.pth: expected the .pth files of G and P",
-        ),
-        (["set", "--weights", "g.pth", "p.pth"], "--weights: "),
+        (["set", "--weights", "none.pth"], "--weights: none.pth: no such file"),
+        (["set", "--weights", "g.pth", "p.pth"], "--weights: g.pth: no such file"),
+        (["set", *w, "p.pth"], "--weights p.pth: expected the .pth files of G and P after each"),
         (["set", *w, w[1], "--vector"], "--vector: expected the --weights of one network, got 2"),
         (["set", "--static", "none.pth"], "--static: "),
         (["set", "--device", "abacus"], "--device abacus: "),

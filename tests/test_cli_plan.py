@@ -196,17 +196,18 @@ def test_results_beside_their_inputs(tmp_path):
     for inputs in ([tmp_path / "in"], [tmp_path / "in" / "*"], sorted((tmp_path / "in").iterdir())):
         with pytest.raises(UsageError, match="which is an input"):
             plan(inputs, tmp_path / "in", suffix="_x4")
-        jobs, _ = plan(inputs, tmp_path / "in", suffix="_x4", keep=True)
+        results = []
+        jobs, _ = plan(inputs, tmp_path / "in", suffix="_x4", results=results)
+        assert sorted(path.name for path in results) == ["a_x4.png", "b_x4.jpg"]
         assert _names(jobs, tmp_path) == {
             "in/a.png": "in/a_x4.png",
             "in/b.jpg": "in/b_x4.jpg",
             "in/c.webp": "in/c_x4.webp",
         }
-    _touch(tmp_path, "in2/a.png", "in2/a.webp", "in2/b.png")
-    jobs, _ = plan([tmp_path / "in2"], tmp_path / "in2", format="webp", keep=True)
-    assert _names(jobs, tmp_path) == {"in2/a.png": "in2/a.webp", "in2/b.png": "in2/b.webp"}
-    with pytest.raises(UsageError):
-        plan([tmp_path / "in2"], tmp_path / "in2", format="webp")
+    _touch(tmp_path, "in2/a.png", "in2/a.webp")  # of which nobody can tell
+    for results in (None, []):
+        with pytest.raises(UsageError, match="which is an input"):
+            plan([tmp_path / "in2"], tmp_path / "in2", format="webp", results=results)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links and lengths of POSIX")

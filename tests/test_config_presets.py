@@ -148,8 +148,10 @@ def test_dasr_p_is_the_predictor_of_dasr():
 def test_small_gan_adds_to_small():
     changed = set(_differences(load_config("small-gan"), load_config("small")))
     assert changed == {
-        *("run", "loss.perceptual.weight", "loss.perceptual.network", "loss.gan.weight"),
-        *("optimizer.lr", "schedule.iterations", "schedule.kind", "schedule.warmup"),
+        *("run", "data.patch_size", "data.source_size", "data.batch_size"),
+        *("loss.perceptual.weight", "loss.perceptual.network", "loss.gan.weight"),
+        *("optimizer.lr", "optimizer.discriminator_lr"),
+        *("schedule.iterations", "schedule.kind", "schedule.warmup"),
     }
 
 

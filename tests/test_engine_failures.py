@@ -314,6 +314,30 @@ def test_validation_pictures_left_out_are_in_the_log(tmp_path):
     assert "validation at step 1, clean: PSNR-Y" in (config.run / "train.log").read_text()
 
 
+def test_a_run_that_is_longer_than_asked_for_keeps_its_step(tmp_path, capsys):
+    config = tiny(tmp_path, schedule__iterations=4, validation__every=3)
+    assert train(config) == 0
+    config.validation.pictures = photographs(tmp_path / "val", count=1)
+    config.schedule.iterations = 2
+    (config.run / "dasr.safetensors").unlink()
+    assert train(config) == 0
+    assert "at step 4 of 2: nothing to do" in capsys.readouterr().err
+    assert read_metadata(config.run / "dasr.safetensors")["step"] == "4"
+    assert not (config.run / "validation.csv").exists()  # none was due
+
+
+def test_networks_come_before_a_validation_that_was_missed(tmp_path, monkeypatch):
+    config = tiny(tmp_path, schedule__iterations=2)
+    assert train(config) == 0
+    config.validation.pictures = photographs(tmp_path / "val", count=1)
+    (config.run / "dasr.safetensors").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_validate", lambda self, step: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config)
+    assert (config.run / "dasr.safetensors").exists()
+
+
 class Killed(BaseException):
     """Ends a run without a word."""
 

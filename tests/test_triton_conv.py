@@ -222,6 +222,20 @@ def test_noncontiguous_inputs(kernel: tuple[int, int], groups: int) -> None:
     check(args | {"padding": 2}, BACKEND, torch.float32)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_images_that_are_nothing_but_padding(batch: int) -> None:
+    args = problem(batch, size=(0, 5))
+    tensors, options = split(args)
+    leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+    with dasr_ops.use_backend(BACKEND):
+        output = dasr_ops.dynamic_conv2d(**leaves, **options, padding=2)
+    expected = reference.aggregate_experts(args["bias"], args["routing_weights"])
+    assert max_error(output, expected[:, :, None, None].expand(output.shape)) <= 3e-6
+    output.sum().backward()
+    assert leaves["input"].grad.shape == leaves["input"].shape
+    assert not leaves["weight"].grad.any() and leaves["bias"].grad.any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_expanded_inputs(dtype: torch.dtype) -> None:
     args = problem(dtype=dtype, size=(5, 6)) | {"padding": 1, "activation": "relu"}

@@ -383,6 +383,15 @@ def test_bad_arguments_of_a_call_are_named(model, kwargs, error, message):
         Upscaler(model)(torch.rand(1, 3, 20, 20), **kwargs)
 
 
+def test_broken_weights_are_what_is_blamed(model):
+    with torch.no_grad():
+        model.net_p.MappingNet[0].bias.fill_(torch.nan)
+        next(model.net_p.parameters()).fill_(torch.nan)
+    for degradation in (None, lambda v: v):
+        with pytest.raises(NonFiniteError, match="its weights are broken"):
+            Upscaler(model)(torch.rand(1, 3, 20, 20), degradation=degradation)
+
+
 def test_model_must_be_dasr_for_rgb():
     with pytest.raises(TypeError, match="model: expected a DASR, got Linear"):
         Upscaler(torch.nn.Linear(1, 1))

@@ -92,10 +92,16 @@ def optimizer_names() -> list[str]:
     )
 
 
+def optimizer_options(name: str) -> list[str]:
+    """Return the options of an optimiser among `optimizer_names`, but for its learning rate."""
+    accepted = inspect.signature(getattr(torch.optim, name)).parameters
+    return [option for option in accepted if option not in ("params", "lr")]
+
+
 def _optimizer(config: TrainConfig) -> Iterator[str]:
     name, known = config.optimizer.name, optimizer_names()
     if name in known:
-        accepted = inspect.signature(getattr(torch.optim, name)).parameters
+        accepted = optimizer_options(name)
         for option in config.optimizer.options:
             if option not in accepted:
                 has = ", ".join(accepted)

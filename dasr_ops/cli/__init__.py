@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_help(), file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else EXIT_USAGE
     name, *rest = arguments
+    was_lost()  # of a former call in this process
     if name not in COMMANDS:
         print(f"dasr: error: unknown command {name!r}; see dasr --help", file=sys.stderr)
         return EXIT_USAGE

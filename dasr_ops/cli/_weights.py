@@ -123,7 +123,8 @@ def load_networks(weights: Sequence[Path]) -> dict[str, DASR]:
     """
     from dasr_ops.models import CheckpointError, load_dasr
 
-    groups = grouped(weights)
+    # One file may hold both networks, whatever its kind.
+    groups = [tuple(weights)] if len(weights) == 1 else grouped(weights)
     names = short_names(groups)
     try:
         return {name: load_dasr(*paths) for name, paths in zip(names, groups, strict=True)}

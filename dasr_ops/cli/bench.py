@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from . import EXIT_FAILURE, UsageError
+from ._output import print_names
 
 
 def _help(text: str) -> Any:
@@ -82,9 +83,10 @@ def main(argv: Sequence[str]) -> int:
     except (OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILURE
-    print(tables.machine_line(report))
-    print("Times faster than the official formulation:\n")
-    print(tables.ratios(report) + "\n")
+    print_names(
+        f"{tables.machine_line(report)}\nTimes faster than the official formulation:\n\n"
+        f"{tables.ratios(report)}\n"
+    )
     failures = tables.failures(report)
     for line in failures:
         print(f"failed: {line}", file=sys.stderr)

@@ -7,7 +7,6 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -69,7 +68,13 @@ class Degrade:
         bool,
         _help("Degrade pictures sharpened by unsharp masking, as training does; gt/ is not."),
     ] = False
-    overwrite: Annotated[bool, _help("Make results again that exist.")] = False
+    overwrite: Annotated[
+        bool,
+        _help(
+            "Make results again that exist. Where the ground truth of a picture changes, its "
+            "results of all other levels are removed."
+        ),
+    ] = False
     quiet: Annotated[bool, _help("Print errors only.")] = False
 
 
@@ -261,16 +266,17 @@ def _write_ground_truth(pixels: np.ndarray, job: Job, options: Degrade) -> None:
 
     from dasr_ops.train.data import read_rgb
 
-    former = None
-    with suppress(OSError):  # none there, or a broken one
-        former = read_rgb(job.gt)
+    try:
+        former = read_rgb(job.gt) if job.gt.exists() else None
+    except OSError:  # broken
+        former = np.empty(0)
     if former is not None and np.array_equal(former, pixels):
         return
     if former is not None:
         for task in _results(job, options):
             if not options.overwrite and task.done(options):
                 raise PictureError(
-                    f"{job.gt} is of another picture, and {task.lr} belongs to it; choose another "
+                    f"{job.gt} is another picture, and {task.lr} belongs to it; choose another "
                     "folder, or --overwrite, which removes what was made of that"
                 )
             if options.overwrite:

@@ -57,7 +57,7 @@ def plan(
     suffix: str = "",
     format: str | None = None,
     stills: bool = False,
-    keep: bool = False,
+    results: list[Path] | None = None,
 ) -> tuple[list[Job], list[tuple[Path, str]]]:
     """Choose a target for each file.
 
@@ -68,8 +68,9 @@ def plan(
         format: ``png``, ``jpg`` ..., of pictures; None keeps the suffix of the source where it can
             be written, and takes PNG elsewhere, MKV for videos.
         stills: whether there are pictures only: no videos, and of animations the first frame.
-        keep: whether results that exist stay: a file that is the target of another one is then
-            taken for a result of a former run, not for an input.
+        results: takes the files that are targets of others, such as photo_x4.jpg beside photo.jpg
+            for a ``suffix`` of _x4: they are then results of a former run, which is to go on, and
+            no inputs. None: they are refused.
 
     Returns:
         The jobs, and the inputs without any picture or video, each with the reason.
@@ -100,18 +101,25 @@ def plan(
         raise UsageError(f"-o {output}: a file name fits a single input file only; name a folder")
     else:
         jobs = [_named_job(source, output, stills) for source, _ in files]
-    return _check(_without_results(jobs) if keep else jobs), failures
+    return _check(jobs if results is None else _without_results(jobs, results)), failures
 
 
-def _without_results(jobs: Sequence[Job]) -> list[Job]:
-    """Leave out the files that are targets of others: in a folder of pictures and their results."""
+def _without_results(jobs: Sequence[Job], left_out: list[Path]) -> list[Job]:
+    """Leave out the files that are targets of others.
+
+    Not those that would be their own targets: whether photo.webp beside photo.jpg is its result
+    or another picture, nobody can tell.
+    """
     sources = {job: _identity(job.source) for job in jobs}
-    results = {
-        target
-        for job in jobs
-        if exists(job.target) and (target := _identity(job.target)) != sources[job]
-    }
-    return [job for job in jobs if sources[job] not in results]
+    targets = {job: _identity(job.target) for job in jobs if exists(job.target)}
+    results = {target for job, target in targets.items() if target != sources[job]}
+    kept = []
+    for job in jobs:
+        if sources[job] in results and targets.get(job) != sources[job]:
+            left_out.append(job.source)
+        else:
+            kept.append(job)
+    return kept
 
 
 def find_files(

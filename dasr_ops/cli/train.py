@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import tyro
 
 from . import EXIT_FAILURE, EXIT_USAGE, UsageError
+from ._output import print_names
 
 if TYPE_CHECKING:
     from dasr_ops.train.config import TrainConfig
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     from dasr_ops.train.config_files import presets
 
     if "--list" in argv:
-        print(_preset_lines(presets()))
+        print_names(_preset_lines(presets()))
         return 0
     call = _take_apart(argv)
     wants_help = any(argument in ("-h", "--help") for argument in call.overrides)
@@ -63,7 +64,7 @@ def _run(config: TrainConfig, dry_run: bool) -> int:
     from dasr_ops.train.config_files import to_yaml
 
     if dry_run and _first_process():
-        print(to_yaml(config), end="")
+        print_names(to_yaml(config).rstrip())
     found = problems(config)
     for line in found:
         print(f"dasr train: error: {line}", file=sys.stderr)

@@ -142,13 +142,21 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("no picture, video or folder given")
     _check(options)
     format = None if options.format == "auto" else options.format
+    results: list[Path] = []
     jobs, failures = plan(
-        inputs, options.output, suffix=options.suffix, format=format, keep=options.skip_existing
+        inputs,
+        options.output,
+        suffix=options.suffix,
+        format=format,
+        results=results if options.skip_existing else None,
     )
     with ranks() as here:
         if here.rank == 0:
             for path, reason in failures:
                 print(f"error: {path}: {reason}", file=sys.stderr)
+            if results and not options.quiet:
+                more = f" and {len(results) - 1} more" if len(results) > 1 else ""
+                print(f"left out, as results of others: {results[0]}{more}", file=sys.stderr)
         jobs = _todo(jobs, options, here)
         here.wait()  # until all have seen what exists
         failed = here.sum(_run(jobs, options, weights) if jobs else 0)

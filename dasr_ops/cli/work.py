@@ -272,6 +272,8 @@ class _Worker:
 
     def _magnify(self, job: Job, picture: Future[Picture] | None) -> Picture | None:
         """Return the result; None where it is written already."""
+        if self._settings.skip_existing and exists(job.target):  # rather than work in vain
+            raise FileExistsError(f"{job.target} exists")
         if job.kind is Kind.VIDEO:
             self._video(job)
             return None
@@ -289,8 +291,6 @@ class _Worker:
             self._report.success(job, pixels)
             return None
         assert picture is not None
-        if self._settings.skip_existing and exists(job.target):  # rather than work in vain
-            raise FileExistsError(f"{job.target} exists")
         source = picture.result()
         size = self._upscaler.output_size(*source.size)
         pictures.check_output_size(size, pictures.FORMATS[job.target.suffix.lower()])

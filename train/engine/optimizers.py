@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from ..config import OptimizerConfig
-from ..config_checks import optimizer_names
+from ..config_checks import optimizer_names, optimizer_options
 from .errors import TrainingError
 
 
@@ -27,8 +26,7 @@ def build_optimizer(
         raise TrainingError(
             f"optimizer.name: expected one of {', '.join(names)}, got {config.name!r}"
         )
-    found = getattr(torch.optim, config.name)
-    accepted = inspect.signature(found).parameters
+    found, accepted = getattr(torch.optim, config.name), optimizer_options(config.name)
     options = {name: _number(value) for name, value in config.options.items()}
     for name in options:
         if name not in accepted:

@@ -131,12 +131,15 @@ class Trainer:
                 self._say(f"{config.run} is at step {self.start} of {total}: nothing to do")
             elif self.start:
                 self._say("; ".join((f"going on from step {self.start}", *self.notes)))
+            if finished:
+                # If it was killed, or the disk full, behind its last checkpoint, networks lack.
+                code = 0 if self._export(self.start) else EXIT_FAILURE
             if self.start:
                 self._validate_late()
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "skipping ")  # they go to the log
-                # If it was killed, or the disk full, behind its last checkpoint, networks lack.
-                code = self._loop() if not finished else 0 if self._export(total) else EXIT_FAILURE
+            if not finished:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "skipping ")  # they go to the log
+                    code = self._loop()
         except Exception as error:
             reason = explain(error)
             if self.log is not None:
@@ -240,7 +243,7 @@ class Trainer:
         A run that is asked to stop saves and leaves; one that is killed may be so while validating.
         """
         step, total = self.start, self.config.schedule.iterations
-        if step < total and not _due(step, self.config.validation.every):
+        if step != total and not _due(step, self.config.validation.every):
             return
         if self.validation is not None:  # in the first process alone
             if self.log is None:

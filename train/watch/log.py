@@ -149,7 +149,7 @@ class RunLog:
                 self._board.scalars(step, tags)
 
     def validated(self, step: int) -> bool:
-        """Return whether the log has scores of this step; also if it cannot be read."""
+        """Return whether the log has scores of this step, of any level; True if unreadable."""
         with self._guard("validation.csv"):
             return self._scores.has(step)
         return True
