@@ -123,8 +123,11 @@ def load_networks(weights: Sequence[Path]) -> dict[str, DASR]:
     """
     from dasr_ops.models import CheckpointError, load_dasr
 
-    # One file may hold both networks, whatever its kind.
-    groups = [tuple(weights)] if len(weights) == 1 else grouped(weights)
+    if len(weights) == 1:
+        check_checkpoint(weights[0])
+        groups = [tuple(weights)]  # which may hold both networks, whatever its kind
+    else:
+        groups = grouped(weights)
     names = short_names(groups)
     try:
         return {name: load_dasr(*paths) for name, paths in zip(names, groups, strict=True)}
