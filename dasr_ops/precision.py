@@ -28,9 +28,9 @@ def set_cpu_precision(precision: str) -> None:
     of a direct 3x3 convolution, where ``"precise"`` takes four ninths.
 
     The choice is one for all threads. It concerns float32 and, since they are computed in float32,
-    bfloat16 and float16. Convolutions of other sizes, strides, dilations or groups do not ask for
-    it, although the gradient of a strided one's input may consist of such that do; nor do other
-    backends and other devices (on CUDA, PyTorch's switches of TF32 do what this one does here).
+    bfloat16 and float16. Convolutions of other sizes, strides or dilations, and depthwise ones, do
+    not ask for it, although the gradient of a strided one's input may consist of such that do; nor
+    do other backends and devices (on CUDA, PyTorch's switches of TF32 do what this one does here).
     Backward passes keep to what their forward pass saw, and `torch.compile` compiles again when
     the switch has changed.
 

@@ -377,6 +377,12 @@ class Upscaler:
         if isinstance(degradation, Tensor):
             v = degradation
         else:
+            scheme = getattr(degradation, "scheme", self.model.label_scheme)  # of `Controls`
+            if scheme != self.model.label_scheme:
+                raise ValueError(
+                    f"Upscaler: degradation: expected scheme {self.model.label_scheme}, that of "
+                    f"the weights, got {scheme}"
+                )
             if degradation is not None and not callable(degradation):
                 raise TypeError(
                     "Upscaler: degradation: expected a Tensor or a function, got "

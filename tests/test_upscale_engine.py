@@ -20,6 +20,7 @@ from dasr_ops.models import (
     save_dasr,
     shipped,
 )
+from dasr_ops.models.controls import Controls
 from dasr_ops.models.upscale import NonFiniteError, Upscaler
 
 
@@ -381,6 +382,14 @@ def test_numbers_of_numpy(model, picture):
 def test_bad_arguments_of_a_call_are_named(model, kwargs, error, message):
     with pytest.raises(error, match=message):
         Upscaler(model)(torch.rand(1, 3, 20, 20), **kwargs)
+
+
+def test_controls_mean_what_the_weights_say(model):
+    model.label_scheme = "official"
+    image = torch.rand(1, 3, 20, 20)
+    with pytest.raises(ValueError, match="expected scheme official, that of the weights, got unif"):
+        Upscaler(model)(image, degradation=Controls(denoise=-1))
+    Upscaler(model)(image, degradation=Controls(denoise=-1, scheme="official"))
 
 
 def test_broken_weights_are_what_is_blamed(model):

@@ -55,7 +55,8 @@ class Export:
     cut pictures into tiles without seams, export twice: with --predictor-only, for the whole
     picture, and with --degradation-input, for the tiles.
 
-    The file is compared with PyTorch at three sizes before it is written.
+    ONNX (where onnxruntime is installed) and .pt2 files are compared with PyTorch at three sizes
+    before they are written.
 
     Exit code: 0 if the file was written, 1 if something failed, 2 if the command line is wrong, and
     nothing was done, 130 after Ctrl-C.
@@ -77,8 +78,8 @@ class Export:
         _help(
             "Mix the experts once and for all, for this degradation: a .json file as dasr degrade "
             "and dasr inspect write it, a picture whose degradation is predicted, 'clean', or "
-            "'mean', that of training. Needed for merged; in the other formats it gives constant "
-            "kernels, which some runtimes need and all are fastest with."
+            "'mean', of the paper's levels. Needed for merged; in the other formats it gives "
+            "constant kernels, which some runtimes need and all are fastest with."
         ),
     ] = None
     scheme: Annotated[
