@@ -89,6 +89,7 @@ def test_tasks_run_in_turn_and_can_be_called_off():
     assert not first.finished(0.05)
     assert (first.started, second.started, first.done, first.total) == (True, False, 1, 2)
     second.cancel()
+    assert second.finished(0) and not first.finished(0)
     first.cancel()
     assert third.finished(10) and third.result() == 3
     assert order == ["third"]

@@ -48,7 +48,8 @@ class Task(Generic[T]):
     def finished(self, timeout: float) -> bool:
         """Wait up to ``timeout`` seconds and return whether the computation is over."""
         assert self._future is not None
-        return bool(wait([self._future], timeout).done)
+        # What was called off while it waited is over, though its turn is still to come.
+        return self._future.cancelled() or bool(wait([self._future], timeout).done)
 
     def result(self) -> T:
         """Return the result of a finished task.
