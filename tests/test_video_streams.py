@@ -59,6 +59,36 @@ def test_constant_rate(tmp_path, quiet, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("lead", [1, 30, 48, 60, 1024])  # about a millisecond, and many
+def test_sound_that_begins_before_the_first_frame(tmp_path, quiet, suffix, lead):
+    """Matroska, which has no negative times, moves all streams, and rounds to milliseconds."""
+    source, rate = tmp_path / "in.mov", Fraction(30000, 1001)
+    with av.open(str(source), "w") as output:
+        video = output.add_stream("libx264", rate=rate)
+        video.width, video.height, video.pix_fmt = 128, 96, "yuv420p"
+        video.codec_context.time_base = 1 / rate
+        sound = output.add_stream("pcm_s16le", rate=48000, layout="mono")
+        for number in range(12):
+            frame = gray_frame(number, (128, 96), "yuv420p")
+            frame.pts, frame.time_base = number, 1 / rate
+            output.mux(video.encode(frame))
+        output.mux(video.encode(None))
+        for first in range(-lead, 16000, 1024):
+            part = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.int16), "s16", "mono")
+            part.sample_rate, part.pts, part.time_base = 48000, first, Fraction(1, 48000)
+            output.mux(sound.encode(part))
+        output.mux(sound.encode(None))
+    target = tmp_path / f"out{suffix}"
+    run(source, target)
+    found, expected = times(target), times(source)
+    moved = found[0] - expected[0]
+    assert all(
+        abs(after - before - moved) <= Fraction(1, 1000)
+        for after, before in zip(found, expected, strict=True)
+    )
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("start", [0, 4096])
 def test_variable_rate_with_gaps_and_late_start(tmp_path, quiet, suffix, start):
     """B-frames, segments whose neighbours are far apart, one frame alone in the last."""
