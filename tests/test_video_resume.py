@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -170,6 +171,37 @@ def test_damaged_segments_are_made_again(tmp_path, source, unbroken):
     (folder(target) / "left.part").write_bytes(b"half")
     summary = upscale_video(source, target, Nearest(), options=OPTIONS)
     assert summary.resumed == 4
+    same(target, unbroken)
+
+
+@pytest.mark.parametrize("place", ["reader", "mux"])
+@pytest.mark.parametrize("after", [1, 9])
+def test_a_disk_that_fails_keeps_the_segments(
+    tmp_path, source, unbroken, monkeypatch, place, after
+):
+    """A film, or its sound, must not end where a network did."""
+    from dasr_ops.models.video import mux, reader
+
+    module = {"reader": reader, "mux": mux}[place]
+    real = module.demux
+
+    def failing(*args):
+        for number, packet in enumerate(real(*args)):
+            if number == after:
+                raise OSError(errno.EIO, "Input/output error")
+            yield packet
+
+    target = tmp_path / "out.mp4"
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(VideoError, match=r"in\.mp4 cannot be read: "),
+    ):
+        patch.setattr(module, "demux", failing)
+        upscale_video(source, target, Nearest(), options=OPTIONS)
+    began = place == "mux" or after > 1  # with the first segment
+    assert not target.exists() and len(work_paths(target)) == began
+    summary = upscale_video(source, target, Nearest(), options=OPTIONS)
+    assert place == "reader" or summary.resumed == 30
     same(target, unbroken)
 
 

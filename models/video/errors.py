@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 _level = threading.Lock()
+
+_DISK = {
+    getattr(errno, name)
+    for name in ("EIO", "ESTALE", "ETIMEDOUT", "ENXIO", "ENODEV", "EHOSTDOWN", "EREMOTEIO")
+    if hasattr(errno, name)
+}
 
 MINIMUM_PYAV = (16, 0)
 """Oldest PyAV that copies attachments and chapters and names the colours of frames."""
@@ -24,6 +32,16 @@ class VideoWarning(UserWarning):
 def reason(error: BaseException) -> str:
     """Return what an exception of PyAV says, in one line and without names of our own files."""
     return " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+
+
+def check_disk(error: BaseException, path: Path) -> None:
+    """Raise VideoError if an error of reading is that of a disk or a network.
+
+    What is damaged or cut off in the file itself, which gives other errors or none, is passed over;
+    here the rest of the file may be sound, and another try may have it.
+    """
+    if getattr(error, "errno", None) in _DISK:
+        raise VideoError(f"{path} cannot be read: {reason(error)}") from None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .color import BT601
-from .errors import VideoError, import_av
+from .errors import VideoError, check_disk, import_av
 from .packets import read_packets
 from .plan import VideoPlan
 from .probe import Source, is_cover, main_video, open_input, read_source
@@ -169,7 +169,8 @@ def _copied_packets(
     while True:
         try:
             packet = next(packets, None)
-        except (av.error.FFmpegError, OSError):
+        except (av.error.FFmpegError, OSError) as error:
+            check_disk(error, source.path)
             return  # the file is cut off, which the reader has said
         if packet is None:
             return

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import VideoError, reason
+from .errors import VideoError, check_disk, reason
 from .frames import read_planes
 from .probe import Source, open_input
 from .timeline import Restart, RestartFinder, demux, is_flush
@@ -72,8 +72,8 @@ def survey(source: Source, warn: Warn, beat: Beat = lambda: None) -> Survey:
                     count += not packet.is_discard
                 if packet.pts is not None:
                     end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        except (av.error.FFmpegError, OSError):
-            pass  # decoding will say it
+        except (av.error.FFmpegError, OSError) as error:
+            check_disk(error, source.path)  # of anything else decoding will say it
         whole = (container.duration or 0) / 1_000_000
     restarts = tuple(finder.restarts)
     if not restarts and end - start < 0.98 * whole - 0.5:
@@ -174,6 +174,7 @@ class _Decoder:
                 try:
                     packet = next(packets, None)
                 except (av.error.FFmpegError, OSError) as error:
+                    check_disk(error, self.source.path)
                     self._note(error)
                     packet = None
                 if packet is not None and packet.size == 0:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .codecs import configure
-from .errors import VideoError, import_av, messages, reason
+from .errors import VideoError, check_disk, import_av, messages, reason
 from .plan import VideoPlan
 from .probe import Source, is_cover, open_input
 from .reader import Warn
@@ -120,8 +120,8 @@ def read_covers(path: Path) -> dict[int, bytes]:
                     covers.setdefault(packet.stream_index, bytes(packet))
                 if len(covers) == len(wanted):
                     break
-        except (av.error.FFmpegError, OSError):
-            pass
+        except (av.error.FFmpegError, OSError) as error:
+            check_disk(error, path)
     return covers
 
 
