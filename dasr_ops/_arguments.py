@@ -89,7 +89,7 @@ def check_dynamic_conv2d(
         )
     if bias is not None:
         _check_tensor(op, "bias", bias)
-        _check_shape(op, "bias", bias, "[K, O]", (weight.shape[0], weight.shape[1]))
+        check_shape(op, "bias", bias, "[K, O]", (weight.shape[0], weight.shape[1]))
     _check_devices(op, input=input, weight=weight, routing_weights=routing_weights, bias=bias)
     result = _check_convolution(op, input, weight, residual, options)
     accepted.remember(key, options, result)
@@ -122,7 +122,7 @@ def check_per_sample_conv2d(
         )
     if bias is not None:
         _check_tensor(op, "bias", bias)
-        _check_shape(op, "bias", bias, "[B, O]", (weight.shape[0], weight.shape[1]))
+        check_shape(op, "bias", bias, "[B, O]", (weight.shape[0], weight.shape[1]))
     _check_devices(op, input=input, weight=weight, bias=bias)
     result = _check_convolution(op, input, weight, residual, options)
     accepted.remember(key, options, result)
@@ -263,7 +263,7 @@ def _check_convolution(
         )
     if residual is not None:
         _check_tensor(op, "residual", residual)
-        _check_shape(op, "residual", residual, "as output", output_shape(input, weight, result))
+        check_shape(op, "residual", residual, "as output", output_shape(input, weight, result))
         _check_devices(op, input=input, residual=residual)
     return result
 
@@ -298,7 +298,7 @@ def _check_routing(op: str, routing_weights: Tensor, num_experts: int) -> None:
         )
 
 
-def _check_shape(
+def check_shape(
     op: str, name: str, tensor: Tensor, meaning: str, expected: tuple[int, ...]
 ) -> None:
     if tensor.dim() != len(expected) or tuple(tensor.shape) != tuple(expected):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._arguments import Size2, activation_slope, normalize_padding, pair
+from ._arguments import Size2, activation_slope, check_shape, normalize_padding, pair
 from .functional import (
     aggregate_experts_stack,
     convolution_dtype,
@@ -327,7 +327,11 @@ class FusedConv2d(nn.Conv2d):
         """
         if not self._is_faster_fused(input):
             output = self._activate(self._conv_forward(input, self.weight, self.bias))
-            return output if residual is None else output + self._fitting(residual, output)
+            if residual is None:
+                return output
+            shape = tuple(output.shape)
+            check_shape(type(self).__name__, "residual", residual, "as output", shape)
+            return output + residual.to(output.dtype)  # as the operators take it
         weight, bias = self.weight.unsqueeze(0), self.bias
         bias = None if bias is None else bias.unsqueeze(0)
         geometry = (self.stride, self.padding, self.dilation, self.groups)
@@ -341,15 +345,6 @@ class FusedConv2d(nn.Conv2d):
         # One expert, and for every image all of it.
         all_of_it = weight.new_ones((input.shape[0], 1))
         return dynamic_conv2d(input, weight, all_of_it, bias, *geometry, **fused)
-
-    def _fitting(self, residual: Tensor, output: Tensor) -> Tensor:
-        """Return the residual as the operators would take it."""
-        if residual.shape != output.shape:
-            raise ValueError(
-                f"{type(self).__name__}: residual: expected as output = {list(output.shape)}, "
-                f"got {list(residual.shape)}"
-            )
-        return residual.to(output.dtype)
 
     def _activate(self, output: Tensor) -> Tensor:
         if self.activation is None:

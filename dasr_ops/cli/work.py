@@ -345,13 +345,11 @@ class _Worker:
             return action(*arguments)
         except Stopped:
             return None
-        except FileExistsError as error:
-            if self._settings.skip_existing and _is_own(error):
+        except Exception as error:  # one strange file must not end the work on a folder of them
+            if self._settings.skip_existing and _is_there(error):
                 self._report.skipped(job)
             else:
                 self._report.failure(job, _reason(error, job))
-        except Exception as error:  # one strange file must not end the work on a folder of them
-            self._report.failure(job, _reason(error, job))
         return None
 
 
@@ -367,9 +365,9 @@ def _check_memory(source: Picture, size: tuple[int, int]) -> None:
         )
 
 
-def _is_own(error: FileExistsError) -> bool:
-    """Whether the error is of a result that exists; the system's own have a number."""
-    return error.errno is None
+def _is_there(error: Exception) -> bool:
+    """Whether the error is that a result exists; the system's own of that type have a number."""
+    return isinstance(error, FileExistsError) and error.errno is None
 
 
 def _reason(error: Exception, job: Job) -> str:
@@ -377,7 +375,7 @@ def _reason(error: Exception, job: Job) -> str:
         return "not enough memory; a smaller --tile needs less"
     if isinstance(error, (pictures.PictureError, NonFiniteError, VideoError)):
         return one_line(error)
-    if isinstance(error, FileExistsError) and _is_own(error):
+    if _is_there(error):
         return f"{job.target} exists; see --overwrite"
     if isinstance(error, OSError):
         return f"{job.target} cannot be written: {error.strerror or error}"

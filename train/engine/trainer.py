@@ -123,20 +123,18 @@ class Trainer:
 
     def _run(self) -> int:
         config, total = self.config, self.config.schedule.iterations
-        finished = self.start >= total
         try:
-            if self.group.is_main and not finished:
-                self.log = RunLog(config.run, config.log, start=self.start, total=total)
-            if finished:
+            if self.start >= total:
                 self._say(f"{config.run} is at step {self.start} of {total}: nothing to do")
-            elif self.start:
-                self._say("; ".join((f"going on from step {self.start}", *self.notes)))
-            if finished:
-                # If it was killed, or the disk full, behind its last checkpoint, networks lack.
+                # But what lacks if it was killed, or the disk full, behind its last checkpoint.
                 code = 0 if self._export(self.start) else EXIT_FAILURE
-            if self.start:
                 self._validate_late()
-            if not finished:
+            else:
+                if self.group.is_main:
+                    self.log = RunLog(config.run, config.log, start=self.start, total=total)
+                if self.start:
+                    self._say("; ".join((f"going on from step {self.start}", *self.notes)))
+                    self._validate_late()
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "skipping ")  # they go to the log
                     code = self._loop()
