@@ -12,7 +12,7 @@ import torch
 from dasr_ops.models.checkpoint import CheckpointError
 from dasr_ops.models.shipped import find_weights as find_shipped
 
-from .config import TrainConfig
+from .config import OptimizerConfig, TrainConfig
 from .config_files import CONFIG_NAME
 from .losses.features.weights import find_weights
 
@@ -98,14 +98,19 @@ def optimizer_options(name: str) -> list[str]:
     return [option for option in accepted if option not in ("params", "lr")]
 
 
+def unknown_options(config: OptimizerConfig) -> Iterator[str]:
+    """Return one line for each option that the optimiser, whose name is known, does not have."""
+    accepted = optimizer_options(config.name)
+    for option in config.options:
+        if option not in accepted:
+            has = ", ".join(accepted)
+            yield f"optimizer.options: {config.name} has no option {option!r}; it has {has}"
+
+
 def _optimizer(config: TrainConfig) -> Iterator[str]:
     name, known = config.optimizer.name, optimizer_names()
     if name in known:
-        accepted = optimizer_options(name)
-        for option in config.optimizer.options:
-            if option not in accepted:
-                has = ", ".join(accepted)
-                yield f"optimizer.options: {name} has no option {option!r}; it has {has}"
+        yield from unknown_options(config.optimizer)
         return
     close = [n for n in known if n.lower() == name.lower()] or difflib.get_close_matches(
         name, known

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..config import OptimizerConfig
-from ..config_checks import optimizer_names, optimizer_options
+from ..config_checks import optimizer_names, optimizer_options, unknown_options
 from .errors import TrainingError
 
 
@@ -28,12 +28,8 @@ def build_optimizer(
         )
     found, accepted = getattr(torch.optim, config.name), optimizer_options(config.name)
     options = {name: _number(value) for name, value in config.options.items()}
-    for name in options:
-        if name not in accepted:
-            raise TrainingError(
-                f"optimizer.options: {config.name} has no option {name!r}; it has "
-                f"{', '.join(accepted)}"
-            )
+    for line in unknown_options(config):
+        raise TrainingError(line)
     if "betas" in accepted:
         options.setdefault("betas", config.betas)
     if "weight_decay" in accepted:
