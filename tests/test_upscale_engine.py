@@ -295,6 +295,12 @@ def test_shipped_weights_say_what_they_are():
         assert path.stat().st_size <= 17e6
 
 
+def test_the_model_card_names_the_weights():
+    card = (shipped.FOLDER / "README.md").read_text()
+    for name in shipped.available():
+        assert f"`{name}`" in card
+
+
 def test_from_pretrained(model, tmp_path, picture, monkeypatch):
     save_dasr(model, tmp_path / "m.safetensors")
     save_dasr(model, tmp_path / "g.pth", tmp_path / "p.pth")
