@@ -291,6 +291,56 @@ def test_max_frames_cuts_sound_as_well(tmp_path, quiet):
         assert 0.4 <= float(sound.duration * sound.time_base) < 0.5
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_clock_that_starts_late_is_set_back(tmp_path, quiet, suffix):
+    """As in captures that count from when the camera was switched on."""
+    plain = make_clip(tmp_path / "plain.mkv", 20, audio=("eng",))
+    chapters = [
+        {"id": number, "start": start, "end": end, "time_base": Fraction(1, 1000), "metadata": {}}
+        for number, (start, end) in enumerate(
+            [(0, 1000), (0, 3_600_400), (3_600_400, 3_600_800)], start=1
+        )
+    ]
+    source = make_clip(
+        tmp_path / "in.mkv",
+        20,
+        audio=("eng",),
+        container_options={"output_ts_offset": "3600"},
+        prepare=lambda output: output.set_chapters(chapters),
+    )
+    assert times(source)[0] >= 3600
+    assert 0.7 < probe(source).duration < 1 and 19 <= probe(source).frames <= 25
+    target = tmp_path / f"out{suffix}"
+    run(source, target)
+    with av.open(str(target)) as result:
+        assert result.duration < 1_000_000
+        assert [
+            [round(float(chapter[end] * chapter["time_base"]), 1) for end in ("start", "end")]
+            for chapter in result.chapters()
+        ] == [[0, 0.4], [0.4, 0.8]]
+    for found, wanted in zip(times(target), times(plain), strict=True):
+        assert abs(found - wanted) <= Fraction(1, 20)
+    distance = [_sound_start(path) - times(path)[0] for path in (target, plain)]
+    assert abs(distance[0] - distance[1]) <= Fraction(2, 1000)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_stray_first_time_does_not_move_the_rest(tmp_path, suffix):
+    source, target = tmp_path / "in.mkv", tmp_path / f"out{suffix}"
+    clip = make_clip(tmp_path / "clip.mkv", 20, codec="mjpeg", pixel_format="yuvj420p")
+    with av.open(str(clip)) as old, av.open(str(source), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
+        for number, packet in enumerate(old.demux()):
+            if packet.size:
+                packet.stream = stream
+                packet.pts += 3600 * 1000 * (number == 0)
+                new.mux_one(packet)
+    run(source, target)
+    found = times(target)
+    assert len(found) == 20 and found[0] < 1
+    assert all(abs(b - a - Fraction(1, 25)) <= Fraction(1, 500) for a, b in pairwise(found))
+
+
 def test_transport_stream_starts_at_zero_and_in_sync(tmp_path, quiet):
     source = make_clip(
         *(tmp_path / "in.ts", 20),

@@ -17,6 +17,7 @@ import av
 from dasr_ops.models.video import VideoOptions, VideoWarning, encoders, upscale_video
 from dasr_ops.models.video.plan import make_plan
 from dasr_ops.models.video.probe import read_source
+from dasr_ops.models.video.reader import _Clock
 from dasr_ops.models.video.timeline import RestartFinder
 
 from .video_tools import SIZE, Nearest, gray_frame, make_clip, packets, times
@@ -176,3 +177,58 @@ def test_clocks_that_jump_ahead_and_back(tmp_path, quiet):
     sound = sound_times(target)
     assert all(Fraction(0) < b - a < Fraction(1, 8) for a, b in pairwise(sound))
     assert abs(sound[-1] - found[-1]) < Fraction(1, 8)
+
+
+def stamps(*given: int | None) -> tuple[list[int], int]:
+    """Time stamps of frames, which are ten apart where all is well, and how many were mended."""
+    clock = _Clock(SimpleNamespace(rate=Fraction(1, 10), time_base=Fraction(1)))
+    clock.far = 100
+    frames = [SimpleNamespace(pts=pts) for pts in given]
+    return [pts for _, pts in clock.stamped(frames)], clock.mended
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "mended"),
+    [
+        ([], [], 0),
+        ([5], [5], 0),
+        ([0, 10, 20, 500, 510], [0, 10, 20, 500, 510], 0),  # a gap
+        ([0, 10, 9999, 30, 40], [0, 10, 20, 30, 40], 1),
+        ([9999, 10, 20], [0, 10, 20], 1),
+        ([0, 10, 9999], [0, 10, 9999], 0),  # at the end it leaves room enough
+        ([0, 10, 9999, 12, 13], [0, 10, 11, 12, 13], 1),
+        ([0, 10, 9999, 11, 30], [0, 10, 11, 12, 30], 2),  # no room between
+        ([0, 30, 20, 40], [0, 30, 31, 40], 1),
+        ([0, 10, None, 30], [0, 10, 20, 30], 1),
+        ([None, 10, 20], [0, 10, 20], 1),
+        ([0, 10, 0, 30], [0, 10, 11, 30], 1),
+        ([500, 510, 620, 0, 10], [500, 510, 620, 621, 622], 2),  # back for good: as before
+    ],
+)
+def test_time_stamps_are_mended(given, expected, mended):
+    assert stamps(*given) == (expected, mended)
+
+
+@pytest.mark.parametrize("stray", ["video", "audio"])
+def test_one_stray_time_moves_nothing_else(tmp_path, stray):
+    clip = make_clip(
+        *(tmp_path / "clip.mkv", 50), codec="mjpeg", pixel_format="yuvj420p", audio=("eng",)
+    )
+    source, target = tmp_path / "in.mkv", tmp_path / "out.mp4"
+    with av.open(str(clip)) as old, av.open(str(source), "w") as new:
+        streams = [new.add_stream_from_template(s, opaque=True) for s in old.streams]
+        seen = {"video": 0, "audio": 0}
+        for packet in old.demux():
+            if packet.size:
+                kind = packet.stream.type
+                seen[kind] += 1
+                packet.stream = streams[packet.stream_index]
+                if kind == stray and seen[kind] == 8:
+                    packet.pts += 3600 * 1000
+                new.mux_one(packet)
+    assert max(times(source) if stray == "video" else sound_times(source)) > 3600
+    upscale_video(source, target, Nearest(), options=FAST)
+    for found, wanted in ((times(target), times(clip)), (sound_times(target), sound_times(clip))):
+        assert len(found) == len(wanted)
+        moved = found[0] - wanted[0]
+        assert all(abs(a - b - moved) < 0.025 for a, b in zip(found, wanted, strict=True))

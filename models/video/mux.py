@@ -16,7 +16,7 @@ from .plan import VideoPlan
 from .probe import Source, is_cover, main_video, open_input, read_source
 from .reader import BEAT, Beat, Warn
 from .streams import add_copy, add_video, container_tags, open_output, read_covers
-from .timeline import demux
+from .timeline import demux, is_stray
 from .work import Segment, WorkFolder
 
 _PREROLL = 0.1  # seconds
@@ -54,7 +54,8 @@ def write_result(
         raise VideoError(f"the segments in {work.path} differ in their headers: remove it")
     pts = [value for segment in segments for value in segment.pts]
     last = segments[-1].durations[-1] or _usual(pts, plan)
-    end = (pts[-1] + last) * plan.time_base + source.shift if cut else None
+    shift = _shift(source, plan, pts)
+    end = (pts[-1] + last) * plan.time_base + shift if cut else None
     covers = read_covers(source.path)
     with (
         open_input(source.path) as input_,
@@ -69,7 +70,7 @@ def write_result(
                 target = add_copy(output, stream, container, covers.get(stream.index))
                 if target is not None:
                     targets[stream.index] = target
-        chapters = _chapters(input_, source.shift, end)
+        chapters = _chapters(input_, shift, end)
         if chapters:
             output.set_chapters(chapters)
         output.start_encoding()
@@ -77,15 +78,20 @@ def write_result(
         if header != segments[0].extradata:
             raise VideoError(f"the segments in {work.path} are those of another encoder")
         packets = heapq.merge(
-            _video_packets(video, source, plan, work, segments, pts, last),
+            _video_packets(video, shift, plan, work, segments, pts, last),
             _covers(targets, covers),
-            _copied_packets(input_, targets, source, end, container),
+            _copied_packets(input_, targets, source, shift, end, container),
             key=lambda pair: pair[0],
         )
         for number, (_, packet) in enumerate(packets, 1):
             if number % BEAT == 0:
                 beat()
             output.mux_one(packet)
+
+
+def _shift(source: Source, plan: VideoPlan, pts: list[int]) -> Fraction:
+    """Return what is added to all times: with a stray first one not what the header says."""
+    return source.shift if source.restarting else max(source.shift, -pts[0] * plan.time_base)
 
 
 def _usual(pts: list[int], plan: VideoPlan) -> int:
@@ -113,7 +119,7 @@ def decode_times(pts: list[int], order: list[int], step: int) -> list[int]:
 
 def _video_packets(
     stream: Any,
-    source: Source,
+    shift: Fraction,
     plan: VideoPlan,
     work: WorkFolder,
     segments: Sequence[Segment],
@@ -125,13 +131,13 @@ def _video_packets(
     step = max(round(1 / (plan.rate * plan.time_base)), 1)
     times = iter(decode_times(pts, order, step))
     durations = {a: b - a for a, b in zip(pts, [*pts[1:], pts[-1] + last], strict=True)}
-    shift = round(source.shift / plan.time_base)
+    offset = round(shift / plan.time_base)
     for number in range(len(segments)):
         for stored in read_packets(work.packets_path(number)):
             packet = av.Packet(stored.data)
             packet.time_base = plan.time_base
-            packet.pts = stored.pts + shift
-            packet.dts = next(times) + shift
+            packet.pts = stored.pts + offset
+            packet.dts = next(times) + offset
             packet.duration = durations[stored.pts]
             packet.is_keyframe = stored.key
             packet.stream = stream
@@ -150,10 +156,50 @@ def _covers(targets: dict[int, Any], covers: dict[int, bytes]) -> Iterator[tuple
             yield -math.inf, packet
 
 
+def _decoded_at(packet: Any) -> int | None:
+    return packet.pts if packet.dts is None else packet.dts
+
+
+def _settled(packets: Iterator[Any]) -> Iterator[Any]:
+    """Yield packets; those of sound whose time is far ahead of their neighbours' are moved back.
+
+    Such a packet waits for the next of its stream.
+    """
+    import av
+
+    last: dict[int, int] = {}
+    waiting: dict[int, Any] = {}
+    try:
+        for packet in packets:
+            index, time = packet.stream_index, _decoded_at(packet)
+            if time is None or packet.stream.type != "audio":
+                yield packet
+                continue
+            far = round(1 / packet.time_base)
+            held = waiting.pop(index, None)
+            if held is not None:
+                if is_stray(_decoded_at(held), last.get(index), time, far):
+                    duration = held.duration or 1
+                    known = last.get(index, time - 2 * duration)
+                    held.pts = held.dts = min(known + duration, time - 1)
+                last[index] = _decoded_at(held)
+                yield held
+            if index in last and time - last[index] < far:
+                last[index] = time
+                yield packet
+            else:
+                waiting[index] = packet
+    except (av.error.FFmpegError, OSError):
+        yield from waiting.values()
+        raise
+    yield from waiting.values()
+
+
 def _copied_packets(
     container: Any,
     targets: dict[int, Any],
     source: Source,
+    shift: Fraction,
     end: Fraction | None,
     format_name: str,
 ) -> Iterator[tuple[float, Any]]:
@@ -165,7 +211,7 @@ def _copied_packets(
         return
     strict = format_name in ("mp4", "mov")
     last: dict[int, int] = {}
-    packets = demux(container, source, wanted)
+    packets = _settled(demux(container, source, wanted))
     while True:
         try:
             packet = next(packets, None)
@@ -174,7 +220,7 @@ def _copied_packets(
             return  # the file is cut off, which the reader has said
         if packet is None:
             return
-        if packet.size == 0 or (packet.pts is None and packet.dts is None):
+        if packet.size == 0 or _decoded_at(packet) is None:
             continue
         if packet.is_discard and not strict:
             # What an edit list hides only such formats can hide again. What an audio decoder needs
@@ -183,9 +229,9 @@ def _copied_packets(
             if shown_in > _PREROLL:
                 continue
         index, time_base = packet.stream_index, packet.time_base
-        offset = round(source.shift / time_base)
+        offset = round(shift / time_base)
         pts = packet.dts if packet.pts is None else packet.pts
-        dts = packet.pts if packet.dts is None else packet.dts
+        dts = _decoded_at(packet)
         if end is not None and (pts + offset) * time_base >= end:
             continue
         dts += offset
@@ -210,7 +256,8 @@ def _chapters(container: Any, shift: Fraction, end: Fraction | None) -> list[dic
             if start * time_base >= end:
                 continue
             stop = min(stop, int(end / time_base))
-        chapters.append({**chapter, "start": start, "end": stop})
+        if stop > 0:  # else it was before the video
+            chapters.append({**chapter, "start": max(start, 0), "end": stop})
     return chapters
 
 
@@ -242,7 +289,7 @@ def check_result(
         found.sort()
     if len(found) != len(wanted):
         raise VideoError(f"{len(found)} of {len(wanted)} frames were written")
-    shift = source.shift
+    shift = _shift(source, plan, wanted)
     times = [value * plan.time_base + shift for value in wanted]
     # Where a format has no negative times all streams are moved by the same amount. What one frame
     # is off by rounding, and another one the other way, is no more than a tick together.

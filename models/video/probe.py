@@ -26,6 +26,7 @@ VIDEO_SUFFIXES = frozenset(
 
 _RESTARTING = 0x0200  # AVFMT_TS_DISCONT
 _FASTEST = 1000
+_LATE = 10  # seconds
 _CENTERED_CHROMA = ("mjpeg", "mpeg1video")
 _FULL_RANGE_GREY = ("png", "apng", "mjpeg", "rawvideo", "ffv1", "gif", "qtrle", "huffyuv")
 _ENCRYPTED_TAGS = ("encv", "drmi")
@@ -147,6 +148,14 @@ def open_input(path: Path) -> Iterator[Any]:
         container.close()
 
 
+def seconds(container: Any) -> float:
+    """Return how long a file says that it lasts, from its first frame or sound on; 0 if unknown."""
+    start = container.start_time or 0
+    # Matroska tells when the last frame ends, other formats the difference.
+    before = max(start, 0) if container.format.name.startswith("matroska") else 0
+    return max((container.duration or 0) - before, 0) / 1_000_000
+
+
 def _is_empty(path: Path) -> bool:
     try:
         return path.stat().st_size == 0
@@ -212,9 +221,12 @@ def read_source(path: Path) -> Source:
         if stream.duration is not None:
             duration = float(stream.duration * stream.time_base)
         elif container.duration is not None:
-            duration = container.duration / 1_000_000
+            duration = seconds(container)
         restarts = container.format.flags & _RESTARTING
-        shift = Fraction(-(container.start_time or 0), 1_000_000) if restarts else Fraction(0)
+        ticks = round(Fraction(container.start_time or 0, 1_000_000) / stream.time_base)
+        start = ticks * Fraction(stream.time_base)
+        # A clock that shows the time of day: the result would begin with hours of nothing.
+        shift = -start if restarts or start > _LATE else Fraction(0)
         return Source(
             path=path,
             index=stream.index,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .errors import VideoError, check_disk, reason
 from .frames import read_planes
-from .probe import Source, open_input
-from .timeline import Restart, RestartFinder, demux, is_flush
+from .probe import Source, open_input, seconds
+from .timeline import Restart, RestartFinder, demux, is_flush, is_stray
 
 Warn = Callable[[str], None]
 Beat = Callable[[], None]
@@ -74,7 +74,7 @@ def survey(source: Source, warn: Warn, beat: Beat = lambda: None) -> Survey:
                     end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         except (av.error.FFmpegError, OSError) as error:
             check_disk(error, source.path)  # of anything else decoding will say it
-        whole = (container.duration or 0) / 1_000_000
+        whole = seconds(container)
     restarts = tuple(finder.restarts)
     if not restarts and end - start < 0.98 * whole - 0.5:
         warn(
@@ -108,10 +108,9 @@ def read_frames(
     number = 0
     clock = _Clock(source)
     scaled, interlaced = False, source.interlaced
-    for frame in decoder:
+    for frame, pts in clock.stamped(decoder):
         if limit is not None and number >= limit:
             return
-        pts, duration = clock.stamp(frame)
         if number >= first:
             if frame.interlaced_frame and not interlaced:
                 interlaced = True
@@ -124,7 +123,7 @@ def read_frames(
                     f"{source.stored_size[0]}x{source.stored_size[1]} of the first"
                 )
             planes = read_planes(frame, source.layout, source.stored_size)
-            yield SourceFrame(number, planes, pts, duration)
+            yield SourceFrame(number, planes, pts, int(frame.duration or 0))
         elif number % BEAT == 0:
             yield None
         number += 1
@@ -225,22 +224,35 @@ class _Decoder:
 
 
 class _Clock:
-    """Time stamps as they are, mended where they are missing or do not increase."""
+    """Time stamps as they are, mended where they are missing, stray or do not increase."""
 
     def __init__(self, source: Source) -> None:
         rate = source.rate or 25
         self.usual = max(round(1 / (rate * source.time_base)), 1)
+        self.far = round(1 / source.time_base)
         self.last: int | None = None
         self.mended = 0
 
-    def stamp(self, frame: Any) -> tuple[int, int]:
-        pts, duration = frame.pts, int(frame.duration or 0)
-        if pts is None or (self.last is not None and pts <= self.last):
-            self.mended += 1
+    def stamped(self, frames: Iterable[Any]) -> Iterator[tuple[Any, int]]:
+        """Yield each frame with its time stamp, once the one behind it is known."""
+        held = None
+        for frame in frames:
+            if held is not None:
+                yield held, self._stamp(held.pts, frame.pts)
+            held = frame
+        if held is not None:
+            yield held, self._stamp(held.pts, None)
+
+    def _stamp(self, pts: int | None, following: int | None) -> int:
+        last, given = self.last, pts
+        if is_stray(pts, last, following, self.far):
+            pts = following - self.usual if last is None else min(last + self.usual, following - 1)
+        if pts is None or (last is not None and pts <= last):
             step = self.usual if pts is None else 1
-            pts = 0 if self.last is None else self.last + step
+            pts = 0 if last is None else last + step
+        self.mended += pts != given
         self.last = pts
-        return pts, duration
+        return pts
 
 
 def check_source(source: Source, warn: Warn) -> None:

@@ -17,7 +17,7 @@ from .plan import VideoPlan
 from .probe import Source
 from .work import source_identity
 
-VERSION = 2
+VERSION = 3
 """Of the segments; another one makes older segments useless."""
 
 

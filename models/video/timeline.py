@@ -28,6 +28,22 @@ def is_flush(packet: Any) -> bool:
     return packet.size == 0 and packet.pts is None and packet.dts is None
 
 
+def is_stray(time: Any, last: Any, following: Any, far: Any) -> bool:
+    """Return whether a time lies far ahead of those around it, which go on as if it were not there.
+
+    To keep it would leave those behind it no room.
+
+    Args:
+        time: what is looked at; this and the others are in one unit, and None if unknown.
+        last: the one before it.
+        following: the one behind it.
+        far: the least distance.
+    """
+    if time is None or following is None or time - following < far:
+        return False
+    return last is None or -far < following - last < time - following
+
+
 class RestartFinder:
     """Watches the times at which frames are decoded, which increase as long as a clock runs.
 

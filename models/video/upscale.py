@@ -146,6 +146,8 @@ def upscale_video(
     except OSError as error:
         if isinstance(error, FileExistsError):
             raise
+        if isinstance(error.filename, str) and Path(error.filename) == source:
+            raise VideoError(f"{source} cannot be read: {reason(error)}") from None
         raise VideoError(f"{target} cannot be written: {reason(error)}") from None
     finally:
         notes.say()
