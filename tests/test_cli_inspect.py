@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,24 @@ def test_large_pictures_are_predicted_in_strips(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(Degradation_Predictor, "_features_of", spy)
     assert run(path, "--weights", weights) == 0
     assert len(seen) > 1 and max(seen) <= PREDICT_PIXELS
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full device is there on Linux")
+def test_a_full_disk_behind_standard_output(tmp_path, weights):
+    picture(tmp_path / "a.png")
+    command = [sys.executable, "-m", "dasr_ops", "inspect", "a.png", "--json", "a.json"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [*command, "--weights", weights],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == "error: standard output: No space left on device\n"
+    assert (tmp_path / "a.json").is_file()
 
 
 def test_bad_pictures_are_told_and_the_others_done(weights, tmp_path, capsys):

@@ -62,7 +62,7 @@ def test_a_tab_cannot_open_what_another_has(engine, tab, picture, tmp_path):
     assert tab.session.download in held and len(held) >= 3
     for path in held:
         other.open({"path": str(path), "orig_name": "x.png"})
-        assert text.failure("This file was not uploaded.") == other.shown["status"]
+        assert text.failure(text.NOT_UPLOADED) == other.shown["status"]
         assert other.session.picture is None
         assert path.is_file()
     own, others = tab.session, other.session
@@ -101,7 +101,7 @@ def test_only_uploads_are_read(tab, picture, tmp_path):
     wrong = [{"path": str(path), "orig_name": "x.png"} for path in paths]
     for upload in (*wrong, {}, {"path": None}, {"path": 3}, {"url": "x"}, [], "x", 3):
         tab.open(upload)
-        assert text.failure("This file was not uploaded.") == tab.shown["status"]
+        assert text.failure(text.NOT_UPLOADED) == tab.shown["status"]
         assert tab.session.picture is None
     assert all(path.is_file() for path in (secret, loose, named, deep, outside, inside))
     tab.open({"path": str(inside), "orig_name": None})

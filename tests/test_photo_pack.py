@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dasr_ops.models.files import TEMPORARY_PREFIX
 from dasr_ops.train import photos
 from dasr_ops.train.data import PatchDataset, detail, open_source
 from dasr_ops.train.photo_pack import choose_patches, pack, parse_bytes
@@ -162,6 +163,21 @@ def test_a_pack_is_replaced_whole_and_nothing_else_is(tmp_path, pictures, monkey
     shutil.copytree(root, other)
     with pytest.raises(ValueError, match="dest: expected a new folder or an older pack"):
         pack(root, other, sources, size=32)
+
+
+def test_what_a_killed_run_moved_aside_is_put_back(tmp_path, pictures):
+    root, sources = pictures
+    dest, aside = tmp_path / "pack", tmp_path / f"{TEMPORARY_PREFIX}pack.old"
+    pack(root, dest, sources, size=32)
+    before = files(dest)
+    dest.rename(aside)  # killed between the two renames
+    with pytest.raises(ValueError, match="not one patch"):
+        pack(root, dest, sources, size=32, limit=1)
+    assert files(dest) == before
+    dest.rename(aside)
+    pack(root, dest, sources[:1], size=48)
+    assert all(name.startswith(("busy", "patches")) for name in files(dest))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pack", "train"]
 
 
 def test_a_pack_without_a_patch_is_an_error_and_leaves_nothing(tmp_path, pictures):

@@ -155,6 +155,7 @@ def pack(
         raise ValueError(f"quality: expected 1..100, got {quality}")
     if not 0 <= min_detail < float("inf"):
         raise ValueError(f"min_detail: expected 0 or more, got {min_detail}")
+    _restore(dest)
     if dest.exists() and not (dest / LIST).is_file() and not _is_empty_folder(dest):
         raise ValueError(f"dest: expected a new folder or an older pack, got {dest}")
     summary = PackSummary()
@@ -266,11 +267,21 @@ def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
+def _old(final: Path) -> Path:
+    return final.with_name(f"{TEMPORARY_PREFIX}{final.name}.old")
+
+
+def _restore(final: Path) -> None:
+    """Put back what a run moved aside that was killed before its own folder was in place."""
+    if _old(final).is_dir() and not final.exists():
+        os.replace(_old(final), final)
+
+
 def _take_place(work: Path, final: Path) -> None:
     if not final.exists():
         os.replace(work, final)
         return
-    old = final.with_name(f"{TEMPORARY_PREFIX}{final.name}.old")
+    old = _old(final)
     shutil.rmtree(old, ignore_errors=True)
     os.replace(final, old)
     try:

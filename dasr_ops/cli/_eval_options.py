@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from . import UsageError
-from ._weights import is_checkpoint
+from ._weights import NAMES_HELP, is_checkpoint
 
 
 def _help(text: str) -> Any:
@@ -36,7 +36,7 @@ class Eval:
     """
 
     photos: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """A folder: photographs, or pairs in lr/ and gt/, or what dasr degrade made."""
+    """Photographs (a picture or a folder), pairs in lr/ and gt/, or what dasr degrade made."""
 
     lr: Annotated[Path | None, _help("Folder of LR pictures; needs --gt.")] = None
     gt: Annotated[Path | None, _help("Folder of ground truth, of the same names.")] = None
@@ -59,8 +59,7 @@ class Eval:
         tuple[Path, ...],
         _help(
             "Those of one DASR or several, which are then told apart by the names of their files: "
-            "small, small-gan, dasr or dasr-gan (weights of the package, as far as this build has "
-            "them), .safetensors files, and pairs of .pth files of G and P. Default: small."
+            f"{NAMES_HELP}, .safetensors files, and pairs of .pth files of G and P. Default: small."
         ),
     ] = ()
     static: Annotated[Path | None, _help("Weights of an SRResNet to compare with.")] = None

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from dasr_ops.models import DASR
     from dasr_ops.models.upscale import Upscaler
 
-WEIGHTS_HELP = (
-    "small, small-gan, dasr or dasr-gan (weights of the package, as far as this build has them), "
-    "one .safetensors file, or the .pth files of G and P. Default: small."
+# models.shipped has the names too, behind the import of PyTorch, for which no help should wait.
+NAMES_HELP = (
+    "small, small-gan, dasr or dasr-gan (weights of the package, as far as this build has them)"
 )
+WEIGHTS_HELP = f"{NAMES_HELP}, one .safetensors file, or the .pth files of G and P. Default: small."
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 

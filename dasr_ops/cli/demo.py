@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from . import EXIT_FAILURE, UsageError
-from ._weights import every, find, load_networks
+from ._weights import NAMES_HELP, every, find, load_networks
 
 
 def _help(text: str) -> Any:
@@ -43,9 +43,8 @@ class Demo:
     weights: Annotated[
         tuple[Path, ...],
         _help(
-            "Weights, of which the page offers a choice: names of those in the package (small, "
-            "small-gan, dasr, dasr-gan), .safetensors files, and pairs of .pth files of G and P. "
-            "Default: all of the package."
+            f"Weights, of which the page offers a choice: {NAMES_HELP}, .safetensors files, and "
+            "pairs of .pth files of G and P. Default: all of the package."
         ),
     ] = ()
     device: Annotated[str | None, _help("cpu, cuda, cuda:1, mps. Default: the best there is.")] = (

@@ -201,7 +201,7 @@ def _networks(options: Eval) -> Networks:
     from dasr_ops.bench.peers import load as load_peer
     from dasr_ops.models import CheckpointError, load_srresnet
     from dasr_ops.models.upscale import choose_device
-    from dasr_ops.train.evaluate import PEERS, Networks
+    from dasr_ops.train.evaluate import DASR_METHODS, PEERS, Networks
 
     try:
         device = choose_device() if options.device is None else torch.device(options.device)
@@ -210,7 +210,7 @@ def _networks(options: Eval) -> Networks:
         first_line = str(error).strip().splitlines()[0]
         raise UsageError(f"--device {options.device}: {first_line}") from None
     dasr, static = {}, None
-    if options.vector or set(options.methods) & {"dasr", "true-v", "mean-v"}:
+    if options.vector or set(options.methods) & set(DASR_METHODS):
         dasr = load_networks(find(options.weights) or (default(),))
     if options.vector and len(dasr) > 1:
         raise UsageError(f"--vector: expected the --weights of one network, got {len(dasr)}")

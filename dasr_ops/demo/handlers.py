@@ -56,7 +56,7 @@ class Handlers:
             return self.clear(request)
         found = self._uploads.find(upload)
         if found is None:
-            return self._emptied(session, "This file was not uploaded.")
+            return self._emptied(session, text.NOT_UPLOADED)
         try:
             return self._open(session, *found)
         finally:

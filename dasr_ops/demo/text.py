@@ -111,4 +111,5 @@ def _list(rows: Iterable[tuple[str, str | None]], kind: str) -> str:
 
 
 FILE_TOO_LARGE = f"This file is larger than {LARGEST_FILE // 2**20} MB."
+NOT_UPLOADED = "This file is not here, or no longer: drop it again."
 LEFT_ALONE = "This tab was idle for too long: drop the picture again."

@@ -34,7 +34,9 @@ METHODS = {
 PEERS = {"x4plus": X4PLUS, "animevideov3": ANIMEVIDEO}
 """Methods that are other people's networks, and the names of these, see `bench.peers.load`."""
 
-_DASR = ("dasr", "true-v", "mean-v")
+DASR_METHODS = ("dasr", "true-v", "mean-v")
+"""Methods that need a DASR."""
+
 _TILE = 256
 
 
@@ -109,7 +111,7 @@ def network_methods(
     if unknown or not names:
         raise ValueError(f"methods: expected names among {list(METHODS)}, got {list(names)}")
     chosen: dict[str, Method] = {}
-    upscalers = networks.upscalers() if set(names) & set(_DASR) else {}
+    upscalers = networks.upscalers() if set(names) & set(DASR_METHODS) else {}
     for name in names:
         if name == "bicubic":
             chosen[METHODS[name]] = _bicubic(scale)
