@@ -45,3 +45,15 @@ def test_example_in_the_readme_runs() -> None:
     exec(compile(code, "README.md", "exec"), names)
     assert names["y"].shape == (8, 64, 56, 56)
     assert names["conv"].weight.grad is not None
+
+
+def test_examples_of_the_operator_run() -> None:
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "operator.md").read_text(), re.DOTALL
+    )
+    names: dict = {}
+    exec(compile("\n".join(blocks), "operator.md", "exec"), names)
+    assert names["output"].shape == names["images"].shape
+    assert (names["weights"] == 0).sum() == 4 * 6
+    assert names["block"].conv.weight.grad is not None
+    assert names["large"].shape == (3, 4, 20, 24)

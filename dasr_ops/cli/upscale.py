@@ -111,7 +111,10 @@ class Upscale:
     ] = None
     dtype: Annotated[
         Literal["auto", "fp32", "fp16", "bf16"],
-        _help("Arithmetic of the network. auto: fp16 on CUDA, fp32 elsewhere."),
+        _help(
+            "Arithmetic of the network. auto: fp16 on CUDA, but fp32 for 16-bit pictures; fp32 "
+            "elsewhere."
+        ),
     ] = "auto"
     format: Annotated[
         Literal["auto", "png", "jpg", "webp", "tiff", "bmp", "avif"],
