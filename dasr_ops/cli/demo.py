@@ -6,16 +6,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from . import EXIT_FAILURE, UsageError
+from ._about import about
 from ._weights import NAMES_HELP, every, find, load_networks
-
-
-def _help(text: str) -> Any:
-    return tyro.conf.arg(help=text)
 
 
 @dataclass(frozen=True)
@@ -32,32 +29,32 @@ class Demo:
 
     host: Annotated[
         str,
-        _help(
+        about(
             "Address to listen on. 0.0.0.0 lets everybody who reaches this computer over the "
             "network use the page."
         ),
     ] = "127.0.0.1"
     port: Annotated[
-        int | None, _help("Port to listen on. Default: the first free one from 7860 on.")
+        int | None, about("Port to listen on. Default: the first free one from 7860 on.")
     ] = None
     weights: Annotated[
         tuple[Path, ...],
-        _help(
+        about(
             f"Weights, of which the page offers a choice: {NAMES_HELP}, .safetensors files, and "
             "pairs of .pth files of G and P. Default: all of the package."
         ),
     ] = ()
-    device: Annotated[str | None, _help("cpu, cuda, cuda:1, mps. Default: the best there is.")] = (
+    device: Annotated[str | None, about("cpu, cuda, cuda:1, mps. Default: the best there is.")] = (
         None
     )
     tile: Annotated[
         int,
-        _help(
+        about(
             "Side of the square that the network sees at a time, in pixels of the input; 0: the "
             "whole picture. Less takes less memory."
         ),
     ] = 256
-    open: Annotated[bool, _help("Open the page in the browser.")] = False
+    open: Annotated[bool, about("Open the page in the browser.")] = False
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from . import EXIT_FAILURE, UsageError
+from ._about import about
 from ._weights import WEIGHTS_HELP, default, find
 
 if TYPE_CHECKING:
@@ -36,10 +37,6 @@ _REASONS = {
     "degradation_input": "for then nothing is predicted",
     "predictor_only": "for the predictor returns the degradation alone, in float32",
 }
-
-
-def _help(text: str) -> Any:
-    return tyro.conf.arg(help=text)
 
 
 @dataclass(frozen=True)
@@ -67,15 +64,15 @@ class Export:
 
     weights: Annotated[
         tuple[Path, ...],
-        _help(f"{WEIGHTS_HELP} A merged network may be given too."),
+        about(f"{WEIGHTS_HELP} A merged network may be given too."),
     ] = ()
     format: Annotated[
         Literal["auto", "onnx", "pt2", "aoti", "merged"],
-        _help("auto: by the ending, .pt2 being pt2. aoti needs a C++ compiler and minutes."),
+        about("auto: by the ending, .pt2 being pt2. aoti needs a C++ compiler and minutes."),
     ] = "auto"
     degradation: Annotated[
         str | None,
-        _help(
+        about(
             "Mix the experts once and for all, for this degradation: a .json file as dasr degrade "
             "and dasr inspect write it, a picture whose degradation is predicted, 'clean', or "
             "'mean', of the paper's levels. Needed for merged; in the other formats it gives "
@@ -84,38 +81,38 @@ class Export:
     ] = None
     scheme: Annotated[
         Literal["auto", "unified", "official"],
-        _help("Meaning of the degradation vector. auto: what the weights say of themselves."),
+        about("Meaning of the degradation vector. auto: what the weights say of themselves."),
     ] = "auto"
     dynamic_batch: Annotated[
         bool,
-        _help(
+        about(
             "Any number of pictures at a time, each with its own degradation. In onnx and aoti "
             "all experts run on each picture, K times the work; in pt2 it costs nothing."
         ),
     ] = False
     half: Annotated[
         bool,
-        _help(
+        about(
             "G in float16, or merged networks stored in it. Inputs, outputs and the predictor "
             "stay in float32."
         ),
     ] = False
     degradation_input: Annotated[
-        bool, _help('A second input, "degradation" [1, 33], instead of the predictor.')
+        bool, about('A second input, "degradation" [1, 33], instead of the predictor.')
     ] = False
     degradation_output: Annotated[
-        bool, _help('A second output, "degradation" [1, 33]: what is predicted.')
+        bool, about('A second output, "degradation" [1, 33]: what is predicted.')
     ] = False
-    predictor_only: Annotated[bool, _help('Nothing but the predictor: "lr" to "degradation".')] = (
+    predictor_only: Annotated[bool, about('Nothing but the predictor: "lr" to "degradation".')] = (
         False
     )
-    clip: Annotated[bool, _help('Clamp "sr" to 0..1.')] = False
-    check: Annotated[bool, _help("Compare with PyTorch; for onnx where onnxruntime is there.")] = (
+    clip: Annotated[bool, about('Clamp "sr" to 0..1.')] = False
+    check: Annotated[bool, about("Compare with PyTorch; for onnx where onnxruntime is there.")] = (
         True
     )
-    device: Annotated[str, _help("What an aoti package is for: cpu, cuda.")] = "cpu"
-    overwrite: Annotated[bool, _help("Replace a file that exists.")] = False
-    quiet: Annotated[bool, _help("Print errors only.")] = False
+    device: Annotated[str, about("What an aoti package is for: cpu, cuda.")] = "cpu"
+    overwrite: Annotated[bool, about("Replace a file that exists.")] = False
+    quiet: Annotated[bool, about("Print errors only.")] = False
 
 
 def main(argv: Sequence[str]) -> int:

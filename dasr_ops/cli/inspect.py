@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from . import EXIT_FAILURE, UsageError
+from ._about import about
 from ._output import print_names
 from ._weights import WEIGHTS_HELP, load_upscalers, separate
 from .plan import READ_SUFFIXES, find_files
@@ -29,10 +30,6 @@ MOST_IN_PLOT = 12
 """Pictures in a figure."""
 THUMBNAIL = 320
 """Longest side of the pictures in a figure, in pixels."""
-
-
-def _help(text: str) -> Any:
-    return tyro.conf.arg(help=text)
 
 
 @dataclass(frozen=True)
@@ -55,35 +52,35 @@ class Inspect:
 
     weights: Annotated[
         tuple[Path, ...],
-        _help(WEIGHTS_HELP),
+        about(WEIGHTS_HELP),
     ] = ()
     json: Annotated[
         Path | None,
-        _help(
+        about(
             "Write everything to this JSON file; - prints it instead of the text. That of one "
             "picture can be edited and given to dasr upscale --degradation."
         ),
     ] = None
     plot: Annotated[
         Path | None,
-        _help(f"Draw a figure ({', '.join(PLOT_SUFFIXES)}); needs matplotlib."),
+        about(f"Draw a figure ({', '.join(PLOT_SUFFIXES)}); needs matplotlib."),
     ] = None
     scheme: Annotated[
         Literal["auto", "unified", "official"],
-        _help("Meaning of the degradation vector. auto: what the weights say of themselves."),
+        about("Meaning of the degradation vector. auto: what the weights say of themselves."),
     ] = "auto"
     level: Annotated[
         Literal["weak", "standard", "severe"] | None,
-        _help(
+        about(
             "Level whose ranges the numbers are read in; scheme official only. Default: severe "
             "where a second round of degradation is seen, else standard."
         ),
     ] = None
-    device: Annotated[str | None, _help("cpu, cuda, cuda:1, mps. Default: the best there is.")] = (
+    device: Annotated[str | None, about("cpu, cuda, cuda:1, mps. Default: the best there is.")] = (
         None
     )
-    overwrite: Annotated[bool, _help("Replace the files of --json and --plot.")] = False
-    quiet: Annotated[bool, _help("Print errors only (and what --json - asks for).")] = False
+    overwrite: Annotated[bool, about("Replace the files of --json and --plot.")] = False
+    quiet: Annotated[bool, about("Print errors only (and what --json - asks for).")] = False
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from . import EXIT_FAILURE, UsageError
+from ._about import about
 from ._ranks import Ranks, ranks
 from ._weights import WEIGHTS_HELP, load_upscalers, separate
 from .plan import Job, Kind, exists, plan
@@ -25,27 +26,23 @@ if TYPE_CHECKING:
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
-def _help(text: str) -> Any:
-    return tyro.conf.arg(help=text)
-
-
 @dataclass(frozen=True)
 class VideoFlags:
     """How videos are encoded."""
 
     codec: Annotated[
         str,
-        _help("Encoder of videos by FFmpeg's name: libx264, libx265, libsvtav1, ffv1 (lossless)."),
+        about("Encoder of videos by FFmpeg's name: libx264, libx265, libsvtav1, ffv1 (lossless)."),
     ] = "auto"
     crf: Annotated[
-        float | None, _help("Quality of videos on the encoder's scale, less is better.")
+        float | None, about("Quality of videos on the encoder's scale, less is better.")
     ] = None
-    preset: Annotated[str | None, _help("Effort of the encoder, such as slow for libx264.")] = None
+    preset: Annotated[str | None, about("Effort of the encoder, such as slow for libx264.")] = None
     pixel_format: Annotated[
-        str, _help("Such as yuv420p10le. auto: bit depth and chroma of the source.")
+        str, about("Such as yuv420p10le. auto: bit depth and chroma of the source.")
     ] = "auto"
     max_frames: Annotated[
-        int | None, _help("Stop after so many frames of a video, for a trial.")
+        int | None, about("Stop after so many frames of a video, for a trial.")
     ] = None
 
 
@@ -70,70 +67,70 @@ class Upscale:
 
     scale: Annotated[
         float | None,
-        _help("Magnification of the results, such as 2 or 1.5. Default: that of the network."),
+        about("Magnification of the results, such as 2 or 1.5. Default: that of the network."),
     ] = None
     denoise: Annotated[
-        float, _help("-1 to 1: treat the picture as less or more noisy than it seems to be.")
+        float, about("-1 to 1: treat the picture as less or more noisy than it seems to be.")
     ] = 0.0
-    deblur: Annotated[float, _help("-1 to 1: treat it as less or more blurred.")] = 0.0
-    dejpeg: Annotated[float, _help("-1 to 1: treat it as less or more compressed.")] = 0.0
+    deblur: Annotated[float, about("-1 to 1: treat it as less or more blurred.")] = 0.0
+    dejpeg: Annotated[float, about("-1 to 1: treat it as less or more compressed.")] = 0.0
     degradation: Annotated[
         Path | None,
-        _help(
+        about(
             "JSON file with the degradation to assume instead of the predicted one, as written by "
             "dasr inspect --json and dasr degrade."
         ),
     ] = None
     weights: Annotated[
         tuple[Path, ...],
-        _help(WEIGHTS_HELP),
+        about(WEIGHTS_HELP),
     ] = ()
     tile: Annotated[
         int | Literal["auto"],
-        _help(
+        about(
             "Side of the square that the network sees at a time, in pixels of the input, overlap "
             "included; 0: the whole picture; auto: by the free memory."
         ),
     ] = "auto"
     overlap: Annotated[
         int,
-        _help(
+        about(
             "Context of a tile on each side, in pixels of the input. From 13 on (for small; 35 for "
             "16 blocks) tiles change nothing."
         ),
     ] = 16
     device: Annotated[
         str | None,
-        _help(
+        about(
             "cpu, cuda, cuda:1, mps; several with commas share the pictures. Default: the best "
             "there is."
         ),
     ] = None
     dtype: Annotated[
         Literal["auto", "fp32", "fp16", "bf16"],
-        _help(
+        about(
             "Arithmetic of the network. auto: fp16 on CUDA, but fp32 for 16-bit pictures; fp32 "
             "elsewhere."
         ),
     ] = "auto"
     format: Annotated[
         Literal["auto", "png", "jpg", "webp", "tiff", "bmp", "avif"],
-        _help("Format of pictures. auto: that of the input, or PNG."),
+        about("Format of pictures. auto: that of the input, or PNG."),
     ] = "auto"
     quality: Annotated[
-        int | None, _help("1 to 100, of JPEG, WebP and AVIF. Default: 95, of AVIF 90.")
+        int | None, about("1 to 100, of JPEG, WebP and AVIF. Default: 95, of AVIF 90.")
     ] = None
     suffix: Annotated[
-        str, _help("Put behind the name of each result: _x4 makes photo_x4.jpg of photo.jpg.")
+        str, about("Put behind the name of each result: _x4 makes photo_x4.jpg of photo.jpg.")
     ] = ""
     overwrite: Annotated[
-        bool, _help("Replace results that exist. Inputs are never overwritten.")
+        bool, about("Replace results that exist. Inputs are never overwritten.")
     ] = False
     skip_existing: Annotated[
-        bool, _help("Leave results that exist alone, and skip their inputs.")
+        bool, about("Leave results that exist alone, and skip their inputs.")
     ] = False
-    dry_run: Annotated[bool, _help("Say what would be done, and do nothing.")] = False
-    quiet: Annotated[bool, _help("Print errors only.")] = False
+    dry_run: Annotated[bool, about("Say what would be done, and do nothing.")] = False
+    quiet: Annotated[bool, about("Print errors only.")] = False
     video: tyro.conf.OmitArgPrefixes[VideoFlags] = VideoFlags()
 
 
