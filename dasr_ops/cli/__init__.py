@@ -8,8 +8,9 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 from ..version import __version__
 from ._output import was_lost
@@ -35,6 +36,19 @@ EXIT_TERMINATED = 143
 
 class UsageError(Exception):
     """A command line that makes no sense; nothing has been done yet."""
+
+
+def program() -> NoReturn:
+    """Run ``dasr`` as the process, and end it."""
+    try:
+        code = main()
+    except KeyboardInterrupt:  # another one, on the way out
+        code = EXIT_INTERRUPTED
+    with suppress(KeyboardInterrupt):
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            # What Python and PyTorch still have to do should not end in a traceback.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
