@@ -2,7 +2,7 @@
 
 import sys
 
-from dasr_ops.cli import main
+from dasr_ops.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main(["bench", *sys.argv[1:]]))
+    program(["bench", *sys.argv[1:]])

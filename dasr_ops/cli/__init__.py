@@ -38,10 +38,10 @@ class UsageError(Exception):
     """A command line that makes no sense; nothing has been done yet."""
 
 
-def program() -> NoReturn:
-    """Run ``dasr`` as the process, and end it."""
+def program(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run ``dasr`` as the process, and end it; arguments as of `main`."""
     try:
-        code = main()
+        code = main(argv)
     except KeyboardInterrupt:  # another one, on the way out
         code = EXIT_INTERRUPTED
     with suppress(KeyboardInterrupt):

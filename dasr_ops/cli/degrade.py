@@ -56,7 +56,7 @@ class Degrade:
     seed: Annotated[int, about("Another seed makes another test set.")] = 0
     scheme: Annotated[
         Literal["unified", "official"],
-        about("Meaning of the degradation vector; official: that of the released weights."),
+        about("Meaning of the degradation vector; official: that of the authors' weights."),
     ] = "unified"
     draws: Annotated[
         int, about("Results of each picture at each level; the clean levels have one.")

@@ -16,7 +16,7 @@ from .plan import VideoPlan
 from .probe import Source, is_cover, main_video, open_input, read_source
 from .reader import BEAT, Beat, Warn
 from .streams import add_copy, add_video, container_tags, open_output, read_covers
-from .timeline import demux, is_stray
+from .timeline import decoded_at, demux, is_stray
 from .work import Segment, WorkFolder
 
 _PREROLL = 0.1  # seconds
@@ -156,10 +156,6 @@ def _covers(targets: dict[int, Any], covers: dict[int, bytes]) -> Iterator[tuple
             yield -math.inf, packet
 
 
-def _decoded_at(packet: Any) -> int | None:
-    return packet.pts if packet.dts is None else packet.dts
-
-
 def _settled(packets: Iterator[Any]) -> Iterator[Any]:
     """Yield packets; those of sound whose time is far ahead of their neighbours' are moved back.
 
@@ -171,18 +167,18 @@ def _settled(packets: Iterator[Any]) -> Iterator[Any]:
     waiting: dict[int, Any] = {}
     try:
         for packet in packets:
-            index, time = packet.stream_index, _decoded_at(packet)
+            index, time = packet.stream_index, decoded_at(packet)
             if time is None or packet.stream.type != "audio":
                 yield packet
                 continue
             far = round(1 / packet.time_base)
             held = waiting.pop(index, None)
             if held is not None:
-                if is_stray(_decoded_at(held), last.get(index), time, far):
+                if is_stray(decoded_at(held), last.get(index), time, far):
                     duration = held.duration or 1
                     known = last.get(index, time - 2 * duration)
                     held.pts = held.dts = min(known + duration, time - 1)
-                last[index] = _decoded_at(held)
+                last[index] = decoded_at(held)
                 yield held
             if index in last and time - last[index] < far:
                 last[index] = time
@@ -220,7 +216,7 @@ def _copied_packets(
             return  # the file is cut off, which the reader has said
         if packet is None:
             return
-        if packet.size == 0 or _decoded_at(packet) is None:
+        if packet.size == 0 or decoded_at(packet) is None:
             continue
         if packet.is_discard and not strict:
             # What an edit list hides only such formats can hide again. What an audio decoder needs
@@ -231,7 +227,7 @@ def _copied_packets(
         index, time_base = packet.stream_index, packet.time_base
         offset = round(shift / time_base)
         pts = packet.dts if packet.pts is None else packet.pts
-        dts = _decoded_at(packet)
+        dts = decoded_at(packet)
         if end is not None and (pts + offset) * time_base >= end:
             continue
         dts += offset

@@ -28,6 +28,11 @@ def is_flush(packet: Any) -> bool:
     return packet.size == 0 and packet.pts is None and packet.dts is None
 
 
+def decoded_at(packet: Any) -> int | None:
+    """Return when a packet is decoded or, if it does not say that, shown."""
+    return packet.pts if packet.dts is None else packet.dts
+
+
 def is_stray(time: Any, last: Any, following: Any, far: Any) -> bool:
     """Return whether a time lies far ahead of those around it, which go on as if it were not there.
 
@@ -65,7 +70,7 @@ class RestartFinder:
         """Take the next packet of the file, of any stream."""
         if not self._source.restarting or is_flush(packet):
             return
-        stamp = packet.pts if packet.dts is None else packet.dts
+        stamp = decoded_at(packet)
         time = None if stamp is None else stamp * Fraction(packet.time_base)
         if packet.stream_index != self._source.index:
             if time is not None:
@@ -115,7 +120,7 @@ class _Timeline:
         if is_flush(packet):
             return
         time_base = Fraction(packet.time_base)
-        stamp = packet.pts if packet.dts is None else packet.dts
+        stamp = decoded_at(packet)
         offset = self._offsets[self._part]
         if packet.stream_index == self._index:
             if self._part < len(self._starts) and self._count == self._starts[self._part]:
