@@ -20,10 +20,10 @@ def set_cpu_precision(precision: str) -> None:
     gradients, RMS         at most 2e-6         at most 2e-6
     =====================  ===================  ===================
 
-    These are figures of random pictures and kernels, of normal distribution; 4e-6 is the most that
-    was seen of uniform ones. A Winograd tile errs by its largest input: of one bright pixel on
-    black, with kernels of one sign, errors up to 2e-5 and 4e-6 were seen
-    (``python benches/cpu_errors.py``).
+    These are figures of random pictures and kernels, of normal distribution; of uniform ones
+    3.8e-6 was seen. A Winograd tile errs by its largest input: of one bright pixel on black, with
+    weights of about 1 or -1, 1.4e-5 and 3.4e-6 were seen (``python benches/cpu_errors.py``, AMD
+    EPYC, AVX-512).
 
     ``"precise"`` is about as exact as direct convolution. ``"fast"`` is the default: it errs by
     about as much as the roundings of a network's other layers, and takes a quarter of the products
